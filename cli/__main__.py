@@ -1,0 +1,5 @@
+"""``python -m cli`` is ``replay``."""
+
+from cli import main
+
+main(prog_name="replay")

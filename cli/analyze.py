@@ -1,0 +1,121 @@
+"""``replay analyze``: questions to the store."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.output import note, print_table, progress
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["analyze"]
+
+SHOWN_STEPS = 6
+"""Steps in the printed table; ``--csv`` and ``--json`` have all."""
+
+
+@click.group()
+def analyze() -> None:
+    """Compute metrics over training, each with its uncertainty."""
+
+
+@analyze.command()
+@click.option("--runs", multiple=True, metavar="GLOB", default=("*",), help="Runs, names or globs; all by default.")
+@click.option("--layers", multiple=True, metavar="SPEC", help="Stored layers, names or globs; all by default.")
+@click.option("--probes", metavar="NAME", help="Probe set, where the runs share several.")
+@click.option("--knn", default=15, show_default=True, help="Neighbour that sets each probe's bandwidth.")
+@click.option("--alpha", default=1.0, show_default=True, help="Density correction: 0 none, 1 full.")
+@click.option("--workers", default=0, show_default=True, help="Processes of a local cluster; 0 is threads.")
+@click.option("--scheduler", metavar="URL", help="A Dask scheduler, tcp://host:8786; its workers must see the store.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.option("--csv", type=click.Path(path_type=Path), metavar="FILE", help="Write one row a step and layer.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw it, as .png, .svg or .pdf.")
+@click.pass_obj
+def spread(
+    store: Path,
+    *,
+    runs: tuple[str, ...],
+    layers: tuple[str, ...],
+    probes: str | None,
+    knn: int,
+    alpha: float,
+    workers: int,
+    scheduler: str | None,
+    as_json: bool,
+    csv: Path | None,
+    plot: Path | None,
+) -> None:
+    """How far apart several runs' representations are, step by step, layer by layer."""
+    from replay.analysis import analyze_spread
+    from replay.gauge import DiffusionGauge
+    from replay.jobs import Cluster
+    from replay.opening import open_store
+    from store.catalog import Store
+
+    Store(store)  # an analysis never makes a store
+    with progress() as advance:
+        result = analyze_spread(
+            open_store(store, write=True),
+            runs=runs,
+            layers=layers or None,
+            probes=probes,
+            gauge=DiffusionGauge(knn=knn, alpha=alpha),
+            cluster=Cluster(workers=workers, scheduler=scheduler),
+            advance=advance,
+        )
+    if csv is not None:
+        _long(result).to_csv(csv, index=False)
+    if plot is not None:
+        from replay.plots import plot_spread
+
+        plot_spread(result, plot)
+    if as_json:
+        click.echo(json.dumps(_document(result), indent=2, allow_nan=False))
+    else:
+        _print(result)
+    for written in (csv, plot):
+        if written is not None:
+            note(f"written: {written}")
+    for run, steps in result.attrs["dropped"].items():
+        note(f"left out: {run} at {len(steps)} steps that another run lacks: {', '.join(str(s) for s in steps)}")
+    for step, layer, reason in result.attrs["unavailable"]:
+        note(f"unavailable: {layer}{'' if step is None else f' at step {step}'}: {reason}")
+
+
+def _print(result: "xr.Dataset") -> None:
+    steps = result["step"].to_numpy()
+    picked = sorted({round(i * (len(steps) - 1) / (SHOWN_STEPS - 1)) for i in range(SHOWN_STEPS)})
+    click.echo(
+        f"normalised spread of {len(result.attrs['runs'])} runs over {result.attrs['n_probes']} probes "
+        f"({result.attrs['interval']}), {len(steps)} steps: 0 equal, ceiling unrelated"
+    )
+    columns = ["layer", *(f"step {steps[i]}" for i in picked[:-1]), f"step {steps[-1]} [95 %]", "ceiling"]
+    rows = []
+    for layer in result["layer"].to_numpy():
+        at = result.sel(layer=layer)
+        values = at["spread_normalized"].to_numpy()
+        last = at.isel(step=-1)
+        interval = f"[{float(last['spread_normalized_low']):.3f}, {float(last['spread_normalized_high']):.3f}]"
+        rate = f"{float(at['rate']):+.4f} [{float(at['rate_low']):+.4f}, {float(at['rate_high']):+.4f}]"
+        cells = [f"{values[i]:.3f}" for i in picked[:-1]]
+        ceiling = f"{float(last['spread_normalized_ceiling']):.3f}"
+        rows.append((layer, *cells, f"{values[-1]:.3f} {interval}", ceiling, rate))
+    print_table([*columns, "rate per 1,000 steps [95 %]"], rows)
+
+
+def _long(result: "xr.Dataset") -> Any:
+    names = [name for name in result.data_vars if set(result[name].dims) == {"step", "layer"}]
+    return result[names].to_dataframe().reset_index()
+
+
+def _document(result: "xr.Dataset") -> dict[str, Any]:
+    rows = _long(result).astype(object)
+    rates = result[["rate", "rate_low", "rate_high"]].to_dataframe().reset_index().astype(object)
+    return {
+        **result.attrs,
+        "rows": rows.where(rows.notna(), None).to_dict("records"),
+        "rates": rates.where(rates.notna(), None).to_dict("records"),
+    }

@@ -1,0 +1,81 @@
+"""What several commands print: tables, sizes, a progress bar on stderr."""
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["human_bytes", "note", "print_frame", "print_table", "progress"]
+
+PIPE_WIDTH = 10_000
+"""A table that goes to a file or a pipe is never cut."""
+
+
+def human_bytes(n_bytes: float) -> str:
+    """Return a size in the largest unit that leaves a whole part, in powers of 1,000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"
+
+
+def note(text: str) -> None:
+    """Print one line on stderr."""
+    click.echo(text, err=True)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, err: bool = False) -> None:
+    """Print rows under a header, numbers to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = [list(row) for row in rows]
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for number, column in enumerate(columns):
+        numeric = all(isinstance(row[number], (int, float)) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    stream = sys.stderr if err else sys.stdout
+    Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH, highlight=False, markup=False).print(table)
+
+
+def print_frame(frame: "pd.DataFrame", *, as_json: bool, columns: Sequence[str] | None = None) -> None:
+    """Print a table of the store: everything as JSON, or ``columns`` for a person."""
+    if as_json:
+        click.echo(frame.to_json(orient="records", indent=2))
+        return
+    shown = frame if columns is None else frame[list(columns)]
+    print_table(list(shown.columns), shown.astype(object).where(shown.notna(), None).itertuples(index=False))
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Hold a bar on stderr with the time left; silent where stderr is no terminal. Told (what, done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield advance
+
+
+def _cell(value: object) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

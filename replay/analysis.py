@@ -1,0 +1,290 @@
+"""Analyses of a store: from names of runs and layers to a stored, memoised result."""
+
+import fnmatch
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from replay import spread as spread_module
+from replay.gauge import DiffusionGauge
+from replay.jobs import Cluster, execute
+from replay.operators import Slice, compute_operators, gauge_key, missing_operators
+from replay.spread import N_GROUPS, Rate, StepSpread, convergence_rate, join_on_step, spread_from_activations
+from store.catalog import CaptureInfo, Store, layer_order, match_layers, suggest
+from store.commits import commit_result, stage_result, use_result
+from store.errors import InvalidInput, Unavailable, UnknownLayer, UnknownRun
+from store.keys import content_key
+from store.schema import Activation, Operator
+from store.segments import Array, read_slice
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["analyze_spread", "choose_runs"]
+
+Advance = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class _Cell:
+    step: int
+    layer: str
+    slices: tuple[Slice, ...]
+
+
+def analyze_spread(
+    store: Store,
+    *,
+    runs: Sequence[str] = ("*",),
+    layers: Sequence[str] | None = None,
+    probes: str | None = None,
+    gauge: DiffusionGauge | None = None,
+    cluster: Cluster | None = None,
+    advance: Advance | None = None,
+) -> "xr.Dataset":
+    """Return how far several runs' operators lie apart at each step and layer, computing only what is missing.
+
+    Runs are joined on the training step; checkpoints at a step that another run lacks are left out and named in
+    ``attrs["dropped"]``. Operators are cached in the store, and so is the result.
+
+    Parameters
+    ----------
+    store
+        A writable store.
+    runs
+        Names or globs of runs; all by default.
+    layers
+        Stored layers, names or globs; every pooled layer that all runs have by default.
+    probes
+        Name of the probe set, where the runs share several; the one used last by default.
+    gauge
+        The recipe from activations to operators.
+    cluster
+        Where to compute; threads of this process by default.
+    advance
+        Told of the progress.
+
+    Returns
+    -------
+    xarray.Dataset
+        Over (step, layer): ``spread`` and ``spread_normalized``, each with ``_low``, ``_high`` (95 % interval over
+        probes) and ``_ceiling``; over layer: ``rate``, ``rate_low``, ``rate_high`` (slope of ln spread per 1,000
+        steps). Where something is undefined the value is NaN and ``attrs["unavailable"]`` has the reason.
+
+    Raises
+    ------
+    Unavailable
+        If fewer than two runs are chosen.
+    UnknownRun, UnknownLayer, InvalidInput
+        If names match nothing, or the runs share no probe set or no step.
+    """
+    gauge, cluster, advance = gauge or DiffusionGauge(), cluster or Cluster(), advance or (lambda *_: None)
+    names = choose_runs(store, runs)
+    if len(names) < 2:
+        raise Unavailable(
+            f"spread is the distance between runs and needs two: {names[0]} is the only one chosen; ingest another "
+            "seed of it, or choose more with --runs"
+        )
+    captures = _shared_captures(store, names, probes)
+    tables = {name: _slices(store, name, captures[name]) for name in names}
+    chosen = _shared_layers(tables, layers)
+    join = join_on_step({name: sorted({step for step, _ in table}) for name, table in tables.items()})
+    cells = [
+        _Cell(step, layer, tuple(tables[name][step, layer] for name in names))
+        for step in join.steps
+        for layer in chosen
+        if all((step, layer) in tables[name] for name in names)
+    ]
+    parameters = {
+        "runs": names,
+        "layers": chosen,
+        "steps": join.steps,
+        "probes": captures[names[0]].probes,
+        "gauge": gauge_key(gauge),
+        "groups": N_GROUPS,
+        "version": spread_module.VERSION,
+    }
+    inputs = [[cell.step, cell.layer, [piece.replay for piece in cell.slices]] for cell in cells]
+    key = content_key("spread", inputs=inputs, **parameters)
+    if not use_result(store, key):
+        rows, unavailable = _compute(store, cells, gauge, cluster, advance)
+        _store_spread(store, key, parameters, rows, unavailable, join.dropped)
+    return store.result("spread", key=key)
+
+
+def choose_runs(store: Store, patterns: Sequence[str]) -> list[str]:
+    """Return the replayed runs that names or globs choose, in order.
+
+    Raises
+    ------
+    UnknownRun
+        If a pattern chooses none.
+    """
+    table = store.runs()
+    there = [name for name, replayed in zip(table["run"], table["replayed"], strict=True) if replayed]
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = {name for name in there if name == pattern or fnmatch.fnmatchcase(name, pattern)}
+        if not found:
+            raise UnknownRun(f"no replayed run {pattern!r} in {store.root}; {suggest(pattern, there)}")
+        chosen |= found
+    return sorted(chosen)
+
+
+def _shared_captures(store: Store, runs: Sequence[str], probes: str | None) -> dict[str, CaptureInfo]:
+    there = {run: store.captures(run) for run in runs}
+    common = [
+        info for info in there[runs[0]] if all(info.key in {c.key for c in captures} for captures in there.values())
+    ]
+    if probes is not None:
+        common = [info for info in common if info.probes == probes]
+    if not common:
+        has = "; ".join(f"{run}: {', '.join(f'{c.probes} ({c.dtype})' for c in there[run])}" for run in runs)
+        wanted = f"probes {probes!r}" if probes else "one probe set at one precision"
+        raise InvalidInput(f"the runs were not all replayed with {wanted}, so they cannot be compared; they have {has}")
+    return dict.fromkeys(runs, common[-1])
+
+
+def _slices(store: Store, run: str, capture: CaptureInfo) -> dict[tuple[int, str], Slice]:
+    table: dict[tuple[int, str], Slice] = {}
+    for row in store.slices(run, capture, Activation):
+        if row.Revision.step is None or row.level != "probe":
+            continue
+        # Where stages restart their count, the first stage keeps the step.
+        piece = Slice(row.key, row.layer, row.segment, row.array, row.position)
+        table.setdefault((row.Revision.step, row.layer), piece)
+    return table
+
+
+def _shared_layers(tables: dict[str, dict[tuple[int, str], Slice]], wanted: Sequence[str] | None) -> list[str]:
+    per_run = [{layer for _, layer in table} for table in tables.values()]
+    shared = set.intersection(*per_run)
+    if not shared:
+        has = "; ".join(f"{run}: {', '.join(sorted(layers)[:3])}" for run, layers in zip(tables, per_run, strict=True))
+        raise UnknownLayer(f"the runs have no pooled layer in common; they have {has or 'none'}")
+    return sorted(match_layers(wanted, shared), key=layer_order)
+
+
+def _compute(
+    store: Store, cells: Sequence[_Cell], gauge: DiffusionGauge, cluster: Cluster, advance: Advance
+) -> tuple[dict[tuple[int, str], StepSpread], dict[tuple[int, str], str]]:
+    missing = missing_operators(store, [piece for cell in cells for piece in cell.slices], gauge)
+    n_checkpoints, n_done = len({piece.replay for piece in missing}), 0
+
+    def operator_done() -> None:
+        nonlocal n_done
+        n_done += 1
+        advance("operators", n_done, n_checkpoints)
+
+    reasons = compute_operators(store, missing, gauge, cluster=cluster, advance=operator_done)
+    places = _operator_places(store, gauge)
+    root = store.root.resolve()
+    tasks, of_key = {}, {}
+    unavailable: dict[tuple[int, str], str] = {}
+    for cell in cells:
+        lacking = [reasons[p.replay, p.layer] for p in cell.slices if (p.replay, p.layer) in reasons]
+        if lacking:
+            unavailable[cell.step, cell.layer] = lacking[0]
+            continue
+        key = f"spread-{cell.step}-{cell.layer}"
+        operators = tuple(places[p.replay, p.layer] for p in cell.slices)
+        tasks[key] = partial(_spread_of, root, gauge, cell.slices, operators)
+        of_key[key] = (cell.step, cell.layer)
+    rows: dict[tuple[int, str], StepSpread] = {}
+
+    def row_done(key: str, row: StepSpread | str) -> None:
+        if isinstance(row, str):
+            unavailable[of_key[key]] = row
+        else:
+            rows[of_key[key]] = row
+        advance("spread", len(rows) + len(unavailable), len(cells))
+
+    execute(tasks, cluster=cluster, done=row_done)
+    return rows, unavailable
+
+
+def _operator_places(store: Store, gauge: DiffusionGauge) -> dict[tuple[str, str], tuple[str, int]]:
+    from sqlalchemy import select
+
+    with store.index.read() as session:
+        rows = session.execute(
+            select(Operator.replay, Operator.layer, Operator.segment, Operator.position).where(
+                Operator.gauge == gauge_key(gauge)
+            )
+        ).all()
+    return {(row.replay, row.layer): (row.segment, row.position) for row in rows}
+
+
+def _spread_of(
+    root: Path, gauge: DiffusionGauge, slices: Sequence[Slice], places: Sequence[tuple[str, int]]
+) -> StepSpread | str:
+    operators = [read_slice(root, segment, "operator", position) for segment, position in places]
+    activations = [read_slice(root, piece.segment, piece.array, piece.position) for piece in slices]
+    try:
+        return spread_from_activations(activations, gauge, operators=operators)
+    except (Unavailable, InvalidInput) as error:
+        return str(error)
+
+
+def _store_spread(
+    store: Store,
+    key: str,
+    parameters: dict[str, Any],
+    rows: dict[tuple[int, str], StepSpread],
+    unavailable: dict[tuple[int, str], str],
+    dropped: dict[str, list[int]],
+) -> None:
+    steps, layers = parameters["steps"], parameters["layers"]
+    names = ("spread", "spread_normalized")
+    grids = {
+        f"{name}{end}": np.full((len(steps), len(layers)), np.nan)
+        for name in names
+        for end in ("", "_low", "_high", "_ceiling")
+    }
+    for (step, layer), row in rows.items():
+        at = steps.index(step), layers.index(layer)
+        for name, spread in zip(names, (row.raw, row.normalized), strict=True):
+            grids[name][at] = spread.value
+            grids[f"{name}_low"][at] = spread.low
+            grids[f"{name}_high"][at] = spread.high
+            grids[f"{name}_ceiling"][at] = spread.ceiling
+    rates = {name: np.full(len(layers), np.nan) for name in ("rate", "rate_low", "rate_high")}
+    reasons = [[step, layer, reason] for (step, layer), reason in sorted(unavailable.items())]
+    for number, layer in enumerate(layers):
+        try:
+            rate = _rate(layer, rows)
+        except Unavailable as error:
+            reasons.append([None, layer, f"rate: {error}"])
+            continue
+        rates["rate"][number], rates["rate_low"][number], rates["rate_high"][number] = rate.slope, rate.low, rate.high
+    arrays = {name: Array(values, ("step", "layer")) for name, values in grids.items()}
+    arrays |= {name: Array(values, ("layer",)) for name, values in rates.items()}
+    arrays["step"] = Array(np.array(steps, dtype=np.int64), ("step",))
+    attrs = {
+        "analysis": "spread",
+        "runs": parameters["runs"],
+        "probes": parameters["probes"],
+        "n_probes": max((row.n_probes for row in rows.values()), default=0),
+        "gauge": parameters["gauge"],
+        "interval": "95 % over probes, delete-group jackknife with operators recomputed",
+        "rate_unit": "ln(spread) per 1,000 steps",
+        "dropped": dropped,
+        "unavailable": reasons,
+    }
+    arrays["layer"] = Array(np.array(layers, dtype=object), ("layer",))
+    staged = stage_result(store.root, key, arrays=arrays, attrs=attrs)
+    commit_result(store, staged, name="spread", parameters={**parameters, "dropped": dropped})
+
+
+def _rate(layer: str, rows: dict[tuple[int, str], StepSpread]) -> Rate:
+    mine = {step: row.normalized for (step, name), row in rows.items() if name == layer}
+    if len(mine) < 3:
+        raise Unavailable(f"a convergence rate needs 3 steps, and there are {len(mine)}")
+    return convergence_rate(
+        list(mine), [spread.value for spread in mine.values()], np.stack([s.replicates for s in mine.values()])
+    )

@@ -1,0 +1,1 @@
+"""The demonstration: trains a small family of replicas, then does what a user does with them."""

@@ -1,0 +1,372 @@
+"""What an ingest would do: which revisions, which weights are new, which layers of them are missing."""
+
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select as sql_select
+
+from replay.layers import DEFAULT_LAYERS, LayerSpec, ResolvedLayer
+from replay.probes import MAX_LENGTH, Probe, ProbeSet, builtin_probes, read_probes
+from replay.revisions import DEFAULT_REVISIONS, select
+from replay.sources import Source
+from replay.sources.files import CONFIG, tokenizer_files
+from store.catalog import INDEX, Store
+from store.commits import RevisionRecord, commit_tokens, put_capture, put_probe_set, put_revisions, put_run
+from store.errors import CheckpointError, InvalidInput, InvalidLayer, UnknownLayer
+from store.keys import content_key, replay_key
+from store.schema import Activation, Revision, Run, Tokenization
+
+__all__ = ["IngestRequest", "Job", "Plan", "RunPlan", "choose_probes", "make_plan", "scratch_store", "stored_layers"]
+
+CONCURRENT_REQUESTS = 8
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class IngestRequest:
+    """What to replay, and how."""
+
+    probes: ProbeSet
+    """The probe set."""
+    revisions: tuple[str, ...] = (DEFAULT_REVISIONS,)
+    """Expressions that choose revisions."""
+    layers: tuple[str, ...] = DEFAULT_LAYERS
+    """Layer expressions."""
+    reduce: str = "mean"
+    """Reduction of layers that name none."""
+    max_length: int = MAX_LENGTH
+    """Length limit of a probe in tokens."""
+    dtype: str = "float32"
+    """Precision of the replay."""
+    device: str = "auto"
+    """Device of the replay as torch names it; ``auto`` is the first GPU, else the CPU."""
+    batch_tokens: int = 512
+    """Tokens in one forward pass, padding included."""
+    step_regex: re.Pattern[str] | None = None
+    """Pattern of revision names of no known suite."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InvalidInput(f"dtype {self.dtype!r} is not known: expected one of {', '.join(DTYPES)}")
+        for name in ("max_length", "batch_tokens"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name} is {getattr(self, name)}: expected a whole number of 1 or more")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One checkpoint to replay, for every revision that holds its weights."""
+
+    key: str
+    """Replay key, under which the work is claimed."""
+    source: Source
+    """Where its files are."""
+    record: RevisionRecord
+    """The first revision with these weights."""
+    revisions: tuple[tuple[int, str], ...]
+    """(run id, revision name) of all of them."""
+    tokens: str
+    """Segment of the token ids."""
+    layers: tuple[ResolvedLayer, ...]
+    """The layers asked for."""
+    missing: tuple[ResolvedLayer, ...]
+    """Those of them that were not stored when the plan was made."""
+    dtype: str
+    """Precision of the replay."""
+
+
+@dataclass
+class RunPlan:
+    """What would happen to one run."""
+
+    run: str
+    """Name of the run."""
+    run_id: int
+    """Its row."""
+    selected: list[RevisionRecord]
+    """The chosen revisions."""
+    n_present: int = 0
+    """Revisions, aliases aside, of which every layer is stored."""
+    n_aliases: int = 0
+    """Revisions that hold the weights of another one."""
+    failed: list[RevisionRecord] = field(default_factory=list)
+    """Revisions that cannot be replayed, with their reason in ``error``."""
+
+
+@dataclass
+class Plan:
+    """What an ingest would do."""
+
+    request: IngestRequest
+    """What was asked for."""
+    capture: str
+    """Key of the capture."""
+    runs: list[RunPlan]
+    """Per run."""
+    jobs: list[Job]
+    """Checkpoints to replay, in order."""
+    bytes_to_fetch: int = 0
+    """Size of the weights to download."""
+    bytes_to_store: int = 0
+    """Size of the activations to write, before compression."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know before it starts."""
+
+    @property
+    def n_revisions(self) -> int:
+        """How many revisions were chosen."""
+        return sum(len(run.selected) for run in self.runs)
+
+
+def choose_probes(store: Store, given: str) -> ProbeSet:
+    """Return the probe set that ``--probes`` names: a file, a set of the store, or the built-in ``topics``.
+
+    Raises
+    ------
+    InvalidProbes
+        If it is a file that cannot be used.
+    UnknownRun
+        If it is neither a file nor the name of a set.
+    """
+    builtin = builtin_probes()
+    if given == builtin.name:
+        return builtin
+    path = Path(given)
+    names = set(store.probe_sets()["name"])
+    if given not in names and (path.suffix or path.exists() or "/" in given):
+        return read_probes(path)
+    rows = store.probes(given).to_dict("records")
+    return ProbeSet(given, tuple(Probe(row["text"], row["label"], row["probe_id"]) for row in rows))
+
+
+def make_plan(store: Store, sources: Sequence[Source], request: IngestRequest) -> Plan:
+    """Work out what is missing; fetches listings, configs and tokenizers, but no weights.
+
+    Parameters
+    ----------
+    store
+        A writable store; runs, revisions, the probe set and its token ids are recorded in it.
+    sources
+        One for each run.
+    request
+        What to replay.
+
+    Raises
+    ------
+    ReplayError
+        If a source cannot be read, a selection is wrong, a layer does not exist or the probes cannot be used. A
+        revision that cannot be replayed is no error here but a row in ``RunPlan.failed``.
+    """
+    probes = request.probes
+    rows = [(probe.text, probe.label, probe.id) for probe in probes.probes]
+    listings = [(source, _chosen(store, source, request)) for source in sources]
+    put_probe_set(store, probes.name, digest=probes.digest, probes=rows)
+    capture = put_capture(store, probe_set=probes.digest, max_length=request.max_length, dtype=request.dtype)
+    plan = Plan(request=request, capture=capture, runs=[], jobs=[])
+    jobs: dict[str, Job] = {}
+    for source, listed in listings:
+        preparation = _Preparation(store, source, request, capture)
+        records = [preparation.complete(record, listed) for record in listed]
+        run_id = put_run(store, source.run, source=source.kind, location=source.location)
+        put_revisions(store, run_id, records)
+        run = RunPlan(run=source.run, run_id=run_id, selected=records, failed=[r for r in records if r.error])
+        plan.runs.append(run)
+        seen: set[str] = set()
+        for record in records:
+            if record.error or record.weights is None or record.config is None or record.tokenizer is None:
+                continue
+            tokens, layers = preparation.tokens[record.tokenizer], preparation.layers[record.config]
+            key = replay_key(weights=record.weights, tokens=tokens, dtype=request.dtype)
+            if key in seen:
+                run.n_aliases += 1
+            if key in jobs:
+                jobs[key] = replace(jobs[key], revisions=(*jobs[key].revisions, (run_id, record.name)))
+            if key in seen or key in jobs:
+                seen.add(key)
+                continue
+            seen.add(key)
+            stored = stored_layers(store, key)
+            missing = tuple(layer for layer in layers if str(layer.spec) not in stored)
+            if not missing:
+                run.n_present += 1
+                continue
+            jobs[key] = Job(
+                key=key,
+                source=source,
+                record=record,
+                revisions=((run_id, record.name),),
+                tokens=tokens,
+                layers=tuple(layers),
+                missing=missing,
+                dtype=request.dtype,
+            )
+            plan.bytes_to_fetch += (record.n_bytes or 0) if source.kind == "hub" else 0
+            n_probes = len(probes.probes)
+            widths = preparation.widths[record.config]
+            for layer in missing:
+                n_rows = preparation.n_tokens[record.tokenizer] if layer.spec.reduce == "all" else n_probes
+                plan.bytes_to_store += 4 * n_rows * widths
+        plan.notes += preparation.notes
+    plan.jobs = list(jobs.values())
+    return plan
+
+
+def stored_layers(store: Store, key: str) -> set[str]:
+    """Return the names of the layers stored for one replay."""
+    with store.index.read() as session:
+        return set(session.scalars(sql_select(Activation.layer).where(Activation.replay == key)))
+
+
+@contextmanager
+def scratch_store(root: Path) -> Iterator[Store]:
+    """Hold a throw-away store with a copy of the index of ``root``, in which a plan may be made without a trace."""
+    import sqlite3
+
+    from replay.opening import open_store
+
+    with tempfile.TemporaryDirectory(prefix="replay-plan-") as folder:
+        copy = Path(folder) / "store"
+        if root.exists() and any(root.iterdir()):
+            Store(root)  # refuses what is no store of this version
+        if (root / INDEX).exists():
+            copy.mkdir()
+            connection = sqlite3.connect(f"{(root / INDEX).resolve().as_uri()}?mode=ro", uri=True)
+            try:
+                connection.execute("VACUUM INTO ?", (str(copy / INDEX),))
+            finally:
+                connection.close()
+        yield open_store(copy, write=True)
+
+
+class _Preparation:
+    """What the checkpoints of one source share: resolved layers by config, token ids by tokenizer."""
+
+    def __init__(self, store: Store, source: Source, request: IngestRequest, capture: str) -> None:
+        self.store, self.source, self.request, self.capture = store, source, request, capture
+        self.layers: dict[str, list[ResolvedLayer]] = {}
+        self.widths: dict[str, int] = {}
+        self.tokens: dict[str, str] = {}
+        self.n_tokens: dict[str, int] = {}
+        self.notes: list[str] = []
+        self._positions: dict[str, int | None] = {}
+        self._broken: dict[str, str] = {}
+        self._scratch = store.root / "checkpoints" / f"plan-{content_key('source', location=source.location)[:16]}"
+
+    def complete(self, record: RevisionRecord, listed: Sequence[RevisionRecord]) -> RevisionRecord:
+        """Return ``record`` with its tokenizer settled, its config's layers resolved and its token ids stored."""
+        if record.error or record.config is None:
+            return record
+        try:
+            self._resolve_layers(record)
+            return self._settle_tokens(record, listed)
+        except CheckpointError as error:
+            return replace(record, error=str(error))
+
+    def _resolve_layers(self, record: RevisionRecord) -> None:
+        config = str(record.config)
+        if config in self._broken:
+            raise CheckpointError(self._broken[config])
+        if config in self.layers:
+            return
+        request = self.request
+        key = content_key("layers", config=config, layers=request.layers, reduce=request.reduce)
+        known = self.store.index.fact(key)
+        if known is None:
+            try:
+                known = self._read_config(record)
+            except CheckpointError as error:
+                self._broken[config] = str(error)
+                raise
+            self.store.index.remember(key, known)
+        self.layers[config] = [ResolvedLayer(LayerSpec.parse(spec), module) for spec, module in known["layers"]]
+        self.widths[config] = known["width"]
+        self._positions[config] = known["positions"]
+
+    def _read_config(self, record: RevisionRecord) -> dict[str, Any]:
+        from replay.layers import expand_layers
+        from replay.models import layer_model
+
+        with self.source.fetch(record, [CONFIG], self._scratch) as folder:
+            model = layer_model(folder)
+        try:
+            layers = expand_layers(model, self.request.layers, reduce=self.request.reduce)
+        except (InvalidLayer, UnknownLayer) as error:
+            error.add_note(f"in {self.source.run} {record.name}")
+            raise
+        config = model.config
+        return {
+            "layers": [[str(layer.spec), layer.module] for layer in layers],
+            "width": int(getattr(config, "hidden_size", 0) or 0),
+            "positions": getattr(config, "max_position_embeddings", None),
+        }
+
+    def _settle_tokens(self, record: RevisionRecord, listed: Sequence[RevisionRecord]) -> RevisionRecord:
+        lender = record
+        if record.tokenizer is None:
+            lenders = [other for other in listed if other.tokenizer and other.files]
+            if not lenders:
+                raise CheckpointError("no tokenizer files (such as tokenizer.json) in this or any chosen revision")
+            lender = lenders[-1]
+            self.notes.append(f"{self.source.run} {record.name} has no tokenizer; that of {lender.name} is used")
+        positions = self._positions[str(record.config)]
+        # A reused row already carries the limit behind the colon.
+        digest = f"{str(lender.tokenizer).partition(':')[0]}:{positions or ''}"
+        if digest not in self.tokens:
+            self.tokens[digest] = self._stored_tokens(digest) or self._tokenize(lender, digest, positions)
+            self.n_tokens[digest] = self._count_tokens(self.tokens[digest])
+        return replace(record, tokenizer=digest)
+
+    def _stored_tokens(self, digest: str) -> str | None:
+        with self.store.index.read() as session:
+            row = session.get(Tokenization, (digest, self.capture))
+            return None if row is None else row.tokens
+
+    def _count_tokens(self, segment: str) -> int:
+        key = content_key("n_tokens", segment=segment)
+        known = self.store.index.fact(key)
+        if known is None:
+            known = {"tokens": len(self.store.token_table(segment)["token_id"])}
+            self.store.index.remember(key, known)
+        return int(known["tokens"])
+
+    def _tokenize(self, lender: RevisionRecord, digest: str, positions: int | None) -> str:
+        from replay.probes import load_tokenizer, tokenize
+
+        with self.source.fetch(lender, [CONFIG, *tokenizer_files(lender.files)], self._scratch) as folder:
+            tokenizer = load_tokenizer(folder)
+        tokens = tokenize(self.request.probes, tokenizer, max_length=self.request.max_length, n_positions=positions)
+        if tokens.cut:
+            limit = min(self.request.max_length, positions or self.request.max_length)
+            self.notes.append(
+                f"{self.source.run}: {len(tokens.cut)} of {len(tokens.ids)} probes are longer than {limit} tokens and "
+                f"were cut, the first is number {tokens.cut[0] + 1}"
+            )
+        return commit_tokens(self.store, tokenizer=digest, capture=self.capture, token_ids=tokens.ids)
+
+
+def _chosen(store: Store, source: Source, request: IngestRequest) -> list[RevisionRecord]:
+    chosen = select(source.list_revisions(), request.revisions, pattern=request.step_regex)
+    known = _known(store, source)
+
+    def described(record: RevisionRecord) -> RevisionRecord:
+        row = known.get(record.name)
+        if row is not None and record.commit is not None and row.commit == record.commit and row.weights:
+            # A commit never changes, so what its tree said the last time still holds.
+            same = {name: getattr(row, name) for name in ("config", "weights", "tokenizer", "n_bytes", "files")}
+            return replace(record, **same)
+        return source.describe(record)
+
+    with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
+        return list(pool.map(described, chosen))
+
+
+def _known(store: Store, source: Source) -> dict[str, Revision]:
+    with store.index.read() as session:
+        rows = session.scalars(sql_select(Revision).join(Run, Run.id == Revision.run_id).where(Run.name == source.run))
+        return {row.name: row for row in rows}

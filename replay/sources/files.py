@@ -1,0 +1,105 @@
+"""Which files of a checkpoint matter: one weight set, the config, the tokenizer; and the digests made of them."""
+
+import hashlib
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from store.commits import RevisionRecord
+from store.errors import MissingWeights
+from store.keys import content_key, weights_digest
+
+__all__ = ["CONFIG", "choose_weights", "describe_files", "is_weight_file", "sha256", "tokenizer_files"]
+
+CONFIG = "config.json"
+
+_FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
+_TOKENIZER = {
+    "added_tokens.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "spm.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+}
+
+
+def choose_weights(names: Collection[str]) -> list[str]:
+    """Return the one weight set to load: single safetensors, sharded safetensors, single bin, sharded bin.
+
+    Raises
+    ------
+    MissingWeights
+        If no set is complete; the first missing shards are named.
+    """
+    missing: list[str] = []
+    for stem, suffix in _FORMATS:
+        single, index = f"{stem}.{suffix}", f"{stem}.{suffix}.index.json"
+        if single in names:
+            return [single]
+        shards = [m for name in names if (m := re.fullmatch(rf"{stem}-(\d+)-of-(\d+)\.{suffix}", name))]
+        if index in names and shards:
+            total, digits = int(shards[0][2]), len(shards[0][2])
+            wanted = [f"{stem}-{i:0{digits}d}-of-{total:0{digits}d}.{suffix}" for i in range(1, total + 1)]
+            lacking = [name for name in wanted if name not in names]
+            if not lacking:
+                return [index, *wanted]
+            missing += lacking
+    if missing:
+        raise MissingWeights(f"{len(missing)} weight shards are missing, the first is {missing[0]}")
+    raise MissingWeights(
+        "no weights that can be loaded: expected model.safetensors, pytorch_model.bin or their shards with an index; "
+        f"there is {', '.join(sorted(names)[:8]) or 'no file'}"
+    )
+
+
+def is_weight_file(name: str) -> bool:
+    """Return whether ``name`` could belong to a weight set."""
+    return any(name.startswith(stem) and suffix in name for stem, suffix in _FORMATS)
+
+
+def tokenizer_files(names: Collection[str]) -> list[str]:
+    """Return the files among ``names`` that a tokenizer is loaded from; empty if there is no tokenizer."""
+    found = sorted(_TOKENIZER.intersection(names))
+    return found if set(found) - {"special_tokens_map.json", "added_tokens.json", "tokenizer_config.json"} else []
+
+
+def describe_files(record: RevisionRecord, files: Mapping[str, tuple[str, int]]) -> RevisionRecord:
+    """Return ``record`` with the identity of what it holds.
+
+    Parameters
+    ----------
+    record
+        A revision.
+    files
+        (digest, bytes) of each of its files: sha256 for weights, the git blob id for small files.
+    """
+    tokenizer = tokenizer_files(files)
+    digest = content_key("tokenizer", files=[(name, files[name][0]) for name in tokenizer]) if tokenizer else None
+    try:
+        if CONFIG not in files:
+            raise MissingWeights(f"there is no {CONFIG} beside the weights")
+        weights = choose_weights(files)
+    except MissingWeights as error:
+        return replace(record, tokenizer=digest, error=str(error))
+    config = files[CONFIG][0]
+    return replace(
+        record,
+        config=config,
+        weights=weights_digest({name: files[name][0] for name in weights}, config=config),
+        tokenizer=digest,
+        n_bytes=sum(files[name][1] for name in weights),
+        files={name: list(files[name]) for name in [CONFIG, *weights, *tokenizer]},
+    )
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""What is kept: arrays and rows, never a model."""

@@ -1,0 +1,622 @@
+"""`Store`: index, segments and views as one; what a reader opens."""
+
+import fnmatch
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sqlalchemy import Row, func, select
+
+from store.errors import InvalidInput, NotAStore, StoreDamaged, UnknownLayer, UnknownRun
+from store.index import Index
+from store.schema import (
+    Activation,
+    Capture,
+    Operator,
+    Probe,
+    ProbeSet,
+    Replay,
+    Result,
+    Revision,
+    Run,
+    Segment,
+    Tokenization,
+)
+from store.segments import segment_path
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+    from store.views import SegmentView, VirtualArray
+
+__all__ = ["CaptureInfo", "Store", "layer_order", "suggest"]
+
+INDEX = "index.sqlite"
+
+
+@dataclass(frozen=True)
+class CaptureInfo:
+    """What makes runs comparable: one probe set, one length limit, one precision."""
+
+    key: str
+    """Content key."""
+    probe_set: str
+    """Digest of the probe set."""
+    probes: str
+    """Name of the probe set."""
+    max_length: int
+    """Length limit in tokens."""
+    dtype: str
+    """Precision of the replay."""
+
+
+class Store:
+    """A replay store, read from Python and xarray.
+
+    Parameters
+    ----------
+    root
+        Folder of the store.
+    write
+        Allow changes.
+
+    Raises
+    ------
+    NotAStore
+        If there is no store in ``root``.
+    StoreTooNew, StoreTooOld
+        If another version of replay wrote it.
+    """
+
+    def __init__(self, root: Path | str, *, write: bool = False) -> None:
+        self.root = Path(root)
+        if not (self.root / INDEX).is_file():
+            what = "does not exist" if not self.root.exists() else "is not a replay store (it has no index.sqlite)"
+            raise NotAStore(f"{self.root} {what}: name one with --store, or make one with `replay ingest`")
+        self.index = Index(self.root / INDEX, read_only=not write)
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r})"
+
+    def runs(self) -> "pd.DataFrame":
+        """Return one row a run: name, source, location, counts of revisions, unique weights and failures, steps."""
+        import pandas as pd
+
+        with self.index.read() as session:
+            rows = session.execute(
+                select(
+                    Run.name.label("run"),
+                    Run.source,
+                    Run.location,
+                    func.count(Revision.id).label("revisions"),
+                    func.count(Revision.weights.distinct()).label("unique_weights"),
+                    func.min(Revision.step).label("first_step"),
+                    func.max(Revision.step).label("last_step"),
+                )
+                .outerjoin(Revision, Revision.run_id == Run.id)
+                .group_by(Run.id)
+                .order_by(Run.name)
+            ).all()
+            replayed: dict[str, int] = dict(
+                session.execute(
+                    select(Run.name, func.count(Revision.id.distinct()))
+                    .join(Revision, Revision.run_id == Run.id)
+                    .join(Tokenization, Tokenization.tokenizer == Revision.tokenizer)
+                    .join(Replay, (Replay.weights == Revision.weights) & (Replay.tokens == Tokenization.tokens))
+                    .group_by(Run.id)
+                ).all()
+            )
+            failed = dict(
+                session.execute(
+                    select(Run.name, func.count(Revision.id))
+                    .join(Revision, Revision.run_id == Run.id)
+                    .where(Revision.error.is_not(None))
+                    .group_by(Run.id)
+                ).all()
+            )
+        table = pd.DataFrame(
+            [row._asdict() for row in rows],
+            columns=["run", "source", "location", "revisions", "unique_weights", "first_step", "last_step"],
+        )
+        table.insert(4, "replayed", [replayed.get(name, 0) for name in table["run"]])
+        table.insert(5, "failed", [failed.get(name, 0) for name in table["run"]])
+        for column in ("first_step", "last_step"):
+            table[column] = table[column].astype("Int64")
+        return table
+
+    def revisions(self, run: str) -> "pd.DataFrame":
+        """Return one row a revision of ``run`` in order of its step.
+
+        Columns: revision, step, tokens, epoch, stage, state (``done``, ``alias``, ``failed``, ``listed``), alias_of,
+        layers (how many are stored), commit, weights, bytes, error, scalars.
+
+        Raises
+        ------
+        UnknownRun
+            If the store has no such run.
+        """
+        import pandas as pd
+
+        revisions = self._revisions(run)
+        with self.index.read() as session:
+            counts = dict(
+                session.execute(
+                    select(Revision.id, func.count(Activation.layer.distinct()))
+                    .join(Tokenization, Tokenization.tokenizer == Revision.tokenizer)
+                    .join(Replay, (Replay.weights == Revision.weights) & (Replay.tokens == Tokenization.tokens))
+                    .join(Activation, Activation.replay == Replay.key)
+                    .where(Revision.id.in_([revision.id for revision in revisions]))
+                    .group_by(Revision.id)
+                ).all()
+            )
+        aliases = _aliases(revisions)
+        rows = []
+        for revision in revisions:
+            alias_of, n_layers = aliases[revision.name], counts.get(revision.id, 0)
+            state = "listed" if not n_layers else "alias" if alias_of else "done"
+            rows.append(
+                {
+                    "revision": revision.name,
+                    "step": revision.step,
+                    "tokens": revision.tokens,
+                    "epoch": revision.epoch,
+                    "stage": revision.stage,
+                    "state": "failed" if revision.error else state,
+                    "alias_of": alias_of,
+                    "layers": n_layers,
+                    "commit": revision.commit,
+                    "weights": revision.weights,
+                    "bytes": revision.n_bytes,
+                    "error": revision.error,
+                    "scalars": revision.scalars,
+                }
+            )
+        table = pd.DataFrame(rows)
+        for column in ("step", "tokens", "stage", "bytes"):
+            table[column] = table[column].astype("Int64")
+        return table
+
+    def layers(self, run: str) -> "pd.DataFrame":
+        """Return one row a stored layer of ``run``: layer, module, level, width, revisions, probes.
+
+        Raises
+        ------
+        UnknownRun
+            If the store has no such run.
+        """
+        import pandas as pd
+
+        with self.index.read() as session:
+            rows = session.execute(
+                select(
+                    Activation.layer,
+                    Activation.module,
+                    Activation.level,
+                    Activation.width,
+                    func.count(Revision.id.distinct()).label("revisions"),
+                    ProbeSet.name.label("probes"),
+                    Capture.dtype,
+                )
+                .select_from(Revision)
+                .join(Run, Run.id == Revision.run_id)
+                .join(Tokenization, Tokenization.tokenizer == Revision.tokenizer)
+                .join(Capture, Capture.key == Tokenization.capture)
+                .join(ProbeSet, ProbeSet.digest == Capture.probe_set)
+                .join(
+                    Replay,
+                    (Replay.weights == Revision.weights)
+                    & (Replay.tokens == Tokenization.tokens)
+                    & (Replay.dtype == Capture.dtype),
+                )
+                .join(Activation, Activation.replay == Replay.key)
+                .where(Run.id == self._run(run).id)
+                .group_by(Activation.layer, Activation.width, Capture.key)
+            ).all()
+        rows = sorted(rows, key=lambda row: (row.probes, row.dtype, layer_order(row.layer)))
+        columns = ["layer", "module", "level", "width", "revisions", "probes", "dtype"]
+        return pd.DataFrame([row._asdict() for row in rows], columns=columns)
+
+    def probe_sets(self) -> "pd.DataFrame":
+        """Return one row a probe set: name, number of probes and labels, digest, whether a run has used it."""
+        import pandas as pd
+
+        with self.index.read() as session:
+            rows = session.execute(
+                select(
+                    ProbeSet.name,
+                    func.count(Probe.position).label("probes"),
+                    func.count(Probe.label.distinct()).label("labels"),
+                    ProbeSet.digest,
+                )
+                .join(Probe, Probe.probe_set == ProbeSet.digest)
+                .group_by(ProbeSet.digest)
+                .order_by(ProbeSet.name)
+            ).all()
+            used = set(session.scalars(select(Capture.probe_set)))
+        table = pd.DataFrame([row._asdict() for row in rows], columns=["name", "probes", "labels", "digest"])
+        table["used"] = [digest in used for digest in table["digest"]]
+        return table
+
+    def results(self) -> "pd.DataFrame":
+        """Return one row a stored result: name, runs, layers, steps, parameters, key; the newest last."""
+        import pandas as pd
+
+        with self.index.read() as session:
+            rows = session.execute(
+                select(Result.name, Result.parameters, Result.segment.label("key")).order_by(Result.used)
+            ).all()
+        return pd.DataFrame([row._asdict() for row in rows], columns=["name", "parameters", "key"])
+
+    def captures(self, run: str) -> list[CaptureInfo]:
+        """Return what ``run`` was replayed with, the most recently used last."""
+        with self.index.read() as session:
+            rows = session.execute(
+                select(Capture.key, Capture.probe_set, ProbeSet.name, Capture.max_length, Capture.dtype)
+                .join(ProbeSet, ProbeSet.digest == Capture.probe_set)
+                .join(Tokenization, Tokenization.capture == Capture.key)
+                .join(Revision, Revision.tokenizer == Tokenization.tokenizer)
+                .join(
+                    Replay,
+                    (Replay.weights == Revision.weights)
+                    & (Replay.tokens == Tokenization.tokens)
+                    & (Replay.dtype == Capture.dtype),
+                )
+                .where(Revision.run_id == self._run(run).id)
+                .distinct()
+                .order_by(Capture.used)
+            ).all()
+        return [CaptureInfo(*row) for row in rows]
+
+    def capture(self, run: str, *, probes: str | None = None, dtype: str | None = None) -> CaptureInfo:
+        """Return the most recently used capture of ``run``, of the probe set named ``probes`` if given.
+
+        Raises
+        ------
+        UnknownRun
+            If ``run`` has not been replayed with such a probe set.
+        """
+        there = self.captures(run)
+        found = [info for info in there if probes in (None, info.probes) and dtype in (None, info.dtype)]
+        if not found:
+            has = ", ".join(f"{info.probes} at {info.dtype}" for info in there) or "nothing yet: run `replay ingest`"
+            raise UnknownRun(
+                f"run {run!r} was not replayed with probes {probes or 'of any kind'}"
+                f"{f' at {dtype}' if dtype else ''}; it has {has}"
+            )
+        return found[-1]
+
+    def activations(
+        self,
+        run: str,
+        *,
+        layers: str | Sequence[str] | None = None,
+        probes: str | None = None,
+        dtype: str | None = None,
+    ) -> "xr.Dataset":
+        """Return the stored activations of ``run``, lazily.
+
+        Parameters
+        ----------
+        run
+            Name of the run.
+        layers
+            Layer names or globs; all by default. ``blocks[-1]:output:mean`` counts from the last block.
+        probes, dtype
+            Name of the probe set and precision, where the run has been replayed with several; the latest by default.
+
+        Returns
+        -------
+        xarray.Dataset
+            ``activations`` (revision, layer, probe, feature), float32, with coordinates step, tokens, commit, weights,
+            alias_of, module, text, label and probe_id. Layers of another width stand beside it as
+            ``activations_<width>``, token-level ones as ``activations_token`` (revision, layer_token, token,
+            feature_token) with coordinates token_probe, token_position and token_id.
+
+        Raises
+        ------
+        UnknownRun, UnknownLayer
+            If the store does not hold what was asked for.
+        """
+        capture = self.capture(run, probes=probes, dtype=dtype)
+        rows = self.slices(run, capture, Activation)
+        kept = match_layers(layers, {row.layer for row in rows})
+        rows = [row for row in rows if row.layer in kept]
+        groups: dict[tuple[str, int], list[Row[Any]]] = {}
+        for row in rows:
+            groups.setdefault((row.level, row.width), []).append(row)
+        ranked = sorted(groups, key=lambda key: (key[0] != "probe", -len({r.layer for r in groups[key]}), key[1]))
+        suffixes: dict[tuple[str, int], str] = {}
+        for level, width in ranked:
+            suffix = "" if level == "probe" else "_token"
+            suffixes[level, width] = f"{suffix}_{width}" if suffix in suffixes.values() else suffix
+        virtual, coordinates = {}, {}
+        revisions = self._replayed(rows)
+        for (level, width), suffix in suffixes.items():
+            names = sorted({row.layer for row in groups[level, width]}, key=layer_order)
+            dims = ("revision", f"layer{suffix}", level, f"feature{suffix}")
+            virtual[f"activations{suffix}"] = _virtual(groups[level, width], dims, revisions, names, "activations")
+            modules = {row.layer: row.module for row in groups[level, width]}
+            coordinates[f"layer{suffix}"] = (f"layer{suffix}", np.array(names, dtype=object))
+            coordinates[f"module{suffix}"] = (f"layer{suffix}", np.array([modules[n] for n in names], dtype=object))
+        dataset = self._dataset(virtual, run, capture, revisions)
+        tokens = {row.replay_tokens for row in rows if row.level == "token"}
+        if len(tokens) > 1:
+            raise InvalidInput(
+                f"the revisions of {run!r} have {len(tokens)} different tokenizers, so their token-level activations "
+                "cannot share an axis: open them one segment at a time"
+            )
+        for segment in tokens:
+            for name, values in self.token_table(segment).items():
+                coordinates[name] = ("token", values)
+        return dataset.assign_coords(coordinates)
+
+    def operators(
+        self,
+        run: str,
+        *,
+        layer: str | Sequence[str] | None = None,
+        gauge: str | None = None,
+        probes: str | None = None,
+        dtype: str | None = None,
+    ) -> "xr.Dataset":
+        """Return the cached diffusion operators of ``run``, lazily.
+
+        Parameters
+        ----------
+        run
+            Name of the run.
+        layer
+            Layer names or globs; all by default.
+        gauge
+            Canonical JSON of the gauge's parameters, where several were used; the latest by default.
+        probes, dtype
+            As for `activations`.
+
+        Returns
+        -------
+        xarray.Dataset
+            ``operator`` (revision, layer, probe, probe_to), float32.
+
+        Raises
+        ------
+        UnknownRun, UnknownLayer
+            If the store does not hold what was asked for.
+        """
+        capture = self.capture(run, probes=probes, dtype=dtype)
+        rows = self.slices(run, capture, Operator)
+        if not rows:
+            raise UnknownRun(f"run {run!r} has no operators yet: `replay analyze spread` computes them")
+        gauges = list(dict.fromkeys(row.gauge for row in rows))
+        gauge = gauge or gauges[-1]
+        if gauge not in gauges:
+            raise UnknownRun(f"run {run!r} has no operators of gauge {gauge}; it has {'; '.join(gauges)}")
+        rows = [row for row in rows if row.gauge == gauge]
+        kept = match_layers(layer, {row.layer for row in rows})
+        rows = [row for row in rows if row.layer in kept]
+        names = sorted(kept, key=layer_order)
+        revisions = self._replayed(rows)
+        array = _virtual(rows, ("revision", "layer", "probe", "probe_to"), revisions, names, "operator")
+        dataset = self._dataset({"operator": array}, run, capture, revisions)
+        return dataset.assign_coords(layer=np.array(names, dtype=object)).assign_attrs(gauge=gauge)
+
+    def result(self, name: str, *, key: str | None = None, runs: Iterable[str] | None = None) -> "xr.Dataset":
+        """Return a stored analysis result: the latest named ``name``, of exactly these ``runs`` if given.
+
+        Raises
+        ------
+        UnknownRun
+            If there is none.
+        """
+        wanted = None if runs is None else sorted(runs)
+        with self.index.read() as session:
+            rows = session.execute(select(Result).order_by(Result.used.desc())).scalars().all()
+        for row in rows:
+            same = wanted is None or sorted(row.parameters.get("runs", [])) == wanted
+            if row.name == name and same and key in (None, row.segment):
+                return self._plain(row.segment)
+        there = sorted({row.name for row in rows})
+        raise UnknownRun(
+            f"the store has no result {name!r}{f' of runs {wanted}' if wanted else ''}: "
+            + (f"it has {', '.join(there)}" if there else f"`replay analyze {name}` computes one")
+        )
+
+    def probes(self, name: str) -> "pd.DataFrame":
+        """Return the probes of one set in order: text, label, probe_id.
+
+        Raises
+        ------
+        UnknownRun
+            If the store has no such probe set.
+        """
+        import pandas as pd
+
+        with self.index.read() as session:
+            rows = session.execute(
+                select(Probe.text, Probe.label, Probe.probe_id)
+                .join(ProbeSet, ProbeSet.digest == Probe.probe_set)
+                .where(ProbeSet.name == name)
+                .order_by(Probe.position)
+            ).all()
+            names = session.scalars(select(ProbeSet.name)).all()
+        if not rows:
+            raise UnknownRun(f"no probe set {name!r} in {self.root}; {suggest(name, names)}")
+        return pd.DataFrame([row._asdict() for row in rows])
+
+    def token_table(self, segment: str) -> "dict[str, np.ndarray[Any, Any]]":
+        """Return the flat token axis of a tokenization: token_probe, token_position, token_id, each (token,)."""
+        dataset = self._plain(segment)
+        return {name: dataset[name].to_numpy() for name in ("token_probe", "token_position", "token_id")}
+
+    def view(self, run: str, **selection: Any) -> "SegmentView":
+        """Return the Zarr store behind `activations`, to be listed, pickled or exported."""
+        view: SegmentView = self.activations(run, **selection).encoding["view"]
+        return view
+
+    def _dataset(
+        self,
+        virtual: "dict[str, VirtualArray]",
+        run: str,
+        capture: CaptureInfo,
+        revisions: "Sequence[Revision]",
+    ) -> "xr.Dataset":
+        import xarray as xr
+
+        from store.views import SegmentView
+
+        view = SegmentView(self.root, virtual)
+        dataset: xr.Dataset = xr.open_zarr(view, consolidated=True, chunks=None)
+        for variable in dataset.variables.values():
+            # One task must read whole shards: a block smaller than a shard would decode the same shard many times.
+            shards = variable.encoding.get("shards") or variable.encoding["chunks"]
+            variable.encoding["preferred_chunks"] = dict(zip(variable.dims, shards, strict=True))
+        aliases = _aliases(revisions)
+        probes = self.probes(capture.probes)
+        per_revision = {
+            "revision": [r.name for r in revisions],
+            "commit": [r.commit or "" for r in revisions],
+            "weights": [r.weights or "" for r in revisions],
+            "alias_of": [aliases[r.name] for r in revisions],
+        }
+        coordinates: dict[str, tuple[str, Any]] = {
+            name: ("revision", np.array(values, dtype=object)) for name, values in per_revision.items()
+        }
+        for name in ("step", "tokens"):
+            values = [getattr(r, name) for r in revisions]
+            if name == "step" or any(value is not None for value in values):
+                coordinates[name] = ("revision", np.array([np.nan if v is None else v for v in values], dtype=float))
+        coordinates["probe"] = ("probe", np.arange(len(probes)))
+        for name in ("text", "label", "probe_id"):
+            coordinates[name] = ("probe", np.array(["" if v is None else v for v in probes[name]], dtype=object))
+        dataset = dataset.assign_coords(coordinates).assign_attrs(
+            run=run,
+            probes=capture.probes,
+            probe_set=capture.probe_set,
+            max_length=capture.max_length,
+            dtype=capture.dtype,
+        )
+        dataset.encoding |= {"source": str(self.root), "view": view}
+        return dataset
+
+    def _plain(self, segment: str) -> "xr.Dataset":
+        import xarray as xr
+
+        path = segment_path(self.root, segment)
+        if not path.is_dir():
+            raise StoreDamaged(f"{path} is gone although the index names it")
+        dataset: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None)
+        return dataset
+
+    def _run(self, name: str) -> Run:
+        with self.index.read() as session:
+            run = session.scalar(select(Run).where(Run.name == name))
+            names = session.scalars(select(Run.name).order_by(Run.name)).all()
+        if run is None:
+            raise UnknownRun(f"no run {name!r} in {self.root}; {suggest(name, names)}")
+        return run
+
+    def _revisions(self, run: str) -> Sequence[Revision]:
+        with self.index.read() as session:
+            return session.scalars(
+                select(Revision)
+                .where(Revision.run_id == self._run(run).id)
+                .order_by(Revision.step.is_(None), Revision.stage, Revision.step, Revision.name)
+            ).all()
+
+    def slices(self, run: str, capture: CaptureInfo, table: type[Activation] | type[Operator]) -> Sequence[Row[Any]]:
+        """Return one row for each replayed revision and layer: the Revision, replay key, and where its array lies."""
+        with self.index.read() as session:
+            return session.execute(
+                select(Revision, Replay.key, Replay.tokens.label("replay_tokens"), *table.__table__.columns)
+                .join(Tokenization, Tokenization.tokenizer == Revision.tokenizer)
+                .join(Replay, (Replay.weights == Revision.weights) & (Replay.tokens == Tokenization.tokens))
+                .join(table, table.replay == Replay.key)
+                .join(Segment, Segment.id == table.segment)
+                .where(
+                    Revision.run_id == self._run(run).id,
+                    Tokenization.capture == capture.key,
+                    Replay.dtype == capture.dtype,
+                )
+                .order_by(Revision.step.is_(None), Revision.stage, Revision.step, Revision.name, Segment.created)
+            ).all()
+
+    @staticmethod
+    def _replayed(rows: Sequence[Row[Any]]) -> list[Revision]:
+        return list({row.Revision.id: row.Revision for row in rows}.values())
+
+
+def match_layers(wanted: str | Sequence[str] | None, there: set[str]) -> set[str]:
+    """Return the stored layers that names, globs or negative block numbers select.
+
+    Raises
+    ------
+    UnknownLayer
+        If one of them selects nothing; the nearest stored ones are named.
+    """
+    if wanted is None:
+        return there
+    last = max((int(n) for name in there for n in re.findall(r"^blocks\[(\d+)\]", name)), default=-1)
+    kept: set[str] = set()
+    for pattern in [wanted] if isinstance(wanted, str) else wanted:
+        name = re.sub(r"^blocks\[-(\d+)\]", lambda m: f"blocks[{last + 1 - int(m[1])}]", pattern)
+        for full in (name, f"{name}:output:mean"):
+            # fnmatch would read the brackets of blocks[3] as a set of characters
+            glob = full.replace("[", "[[]")
+            found = {layer for layer in there if fnmatch.fnmatchcase(layer, glob)}
+            if found:
+                break
+        if not found:
+            raise UnknownLayer(f"no stored layer {pattern!r}; {suggest(pattern, sorted(there, key=layer_order))}")
+        kept |= found
+    return kept
+
+
+def layer_order(name: str) -> tuple[int, list[tuple[bool, int, str]]]:
+    """Return a sort key that puts layers in the order of the forward pass as far as their names tell."""
+    place = 0 if name.startswith("embed") else 1 if name.startswith("blocks[") else 3
+    place = 2 if name.startswith("final_norm") else place
+    return place, [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
+
+
+def suggest(name: str, there: Sequence[str], *, limit: int = 8) -> str:
+    """Return "there is …" with the names nearest to ``name`` first, for the end of an error's line."""
+    import difflib
+
+    if not there:
+        return "there is none yet"
+    ranked = sorted(there, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
+    more = f" and {len(ranked) - limit} more" if len(ranked) > limit else ""
+    return f"there is {', '.join(ranked[:limit])}{more}"
+
+
+def _aliases(revisions: Sequence[Revision]) -> dict[str, str]:
+    first: dict[str, str] = {}
+    aliases = {}
+    for revision in revisions:
+        original = first.setdefault(revision.weights, revision.name) if revision.weights else revision.name
+        aliases[revision.name] = "" if original == revision.name else original
+    return aliases
+
+
+def _virtual(
+    rows: Sequence[Row[Any]], dims: tuple[str, ...], revisions: Sequence[Revision], layers: Sequence[str], array: str
+) -> "VirtualArray":
+    from store.views import VirtualArray
+
+    row_of = {revision.id: number for number, revision in enumerate(revisions)}
+    layer_of = {layer: number for number, layer in enumerate(layers)}
+    segments: dict[tuple[str, str], int] = {}
+    sources = np.full((len(revisions), len(layers), 2), -1, dtype=np.int32)
+    for row in rows:
+        number = segments.setdefault((row.segment, getattr(row, "array", array)), len(segments))
+        sources[row_of[row.Revision.id], layer_of[row.layer]] = number, row.position
+    return VirtualArray(dims=dims, segments=tuple(segments), sources=sources)
+
+
+def canonical(parameters: dict[str, Any]) -> str:
+    """Return parameters as the canonical JSON under which they are stored."""
+    return json.dumps(parameters, sort_keys=True, separators=(",", ":"))

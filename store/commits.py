@@ -1,0 +1,330 @@
+"""What may be written to a store, each in one short transaction whose end is the commit."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import select, update
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.orm import Session
+
+from store.catalog import Store
+from store.errors import InvalidInput, InvalidProbes
+from store.keys import content_key, replay_key
+from store.schema import (
+    Activation,
+    Capture,
+    Operator,
+    Probe,
+    ProbeSet,
+    Replay,
+    Result,
+    Revision,
+    Run,
+    Segment,
+    Tokenization,
+)
+from store.segments import Array, Staged, discard, publish, stage
+
+__all__ = [
+    "LayerArray",
+    "RevisionRecord",
+    "commit_activations",
+    "commit_operators",
+    "commit_result",
+    "commit_tokens",
+    "fail_revisions",
+    "put_capture",
+    "put_probe_set",
+    "put_revisions",
+    "put_run",
+    "stage_activations",
+    "stage_operators",
+    "stage_result",
+]
+
+
+@dataclass(frozen=True)
+class RevisionRecord:
+    """What a source says of one revision; None where it is not known."""
+
+    name: str
+    """Name the source gives it."""
+    commit: str | None = None
+    """Commit sha it was resolved to; None in a folder."""
+    step: int | None = None
+    """Training step."""
+    tokens: int | None = None
+    """Training tokens seen."""
+    epoch: float | None = None
+    """Epoch."""
+    stage: int | None = None
+    """Training stage, where steps restart."""
+    config: str | None = None
+    """Blob id of config.json."""
+    weights: str | None = None
+    """Weights digest."""
+    tokenizer: str | None = None
+    """Digest of the tokenizer's files."""
+    n_bytes: int | None = None
+    """Size of the weight files."""
+    files: dict[str, Any] = field(default_factory=dict)
+    """[sha256 or blob id, size in bytes] of every file a replay needs, by name."""
+    scalars: dict[str, float] = field(default_factory=dict)
+    """Training scalars at this step, such as loss."""
+    error: str | None = None
+    """Why it cannot be replayed, if that is known before trying."""
+
+
+@dataclass(frozen=True)
+class LayerArray:
+    """One layer's activations of one checkpoint."""
+
+    layer: str
+    """Canonical layer name, ``path:point:reduce``."""
+    module: str
+    """Module path in the model."""
+    level: str
+    """``probe`` or ``token``: what a row is."""
+    values: NDArray[np.float32]
+    """(probe, feature) or (token, feature)."""
+
+
+def put_run(store: Store, name: str, *, source: str, location: str) -> int:
+    """Return the id of run ``name``, adding it if it is new.
+
+    Raises
+    ------
+    InvalidInput
+        If the store already has a run of this name from elsewhere.
+    """
+    with store.index.write() as session:
+        run = session.scalar(select(Run).where(Run.name == name))
+        if run is None:
+            run = Run(name=name, source=source, location=location, created=time.time())
+            session.add(run)
+            session.flush()
+        elif (run.source, run.location) != (source, location):
+            raise InvalidInput(
+                f"{store.root} already has a run {name!r}, from {run.location}: rename one of the two folders"
+            )
+        return run.id
+
+
+def put_revisions(store: Store, run: int, records: Sequence[RevisionRecord]) -> None:
+    """Insert or update the revisions of ``run``."""
+    columns = [c.name for c in Revision.__table__.columns if c.name not in ("id", "run_id", "name")]
+    rows = [{"run_id": run, "name": r.name, **{c: getattr(r, c) for c in columns}} for r in records]
+    if not rows:
+        return
+    statement = insert(Revision)
+    changed = {column: statement.excluded[column] for column in columns}
+    with store.index.write() as session:
+        session.execute(statement.on_conflict_do_update(["run_id", "name"], set_=changed), rows)
+
+
+def fail_revisions(store: Store, run: int, names: Iterable[str], error: str | None) -> None:
+    """Record why revisions could not be replayed, or with None that they could."""
+    with store.index.write() as session:
+        session.execute(
+            update(Revision).where(Revision.run_id == run, Revision.name.in_(list(names))).values(error=error)
+        )
+
+
+def put_probe_set(
+    store: Store, name: str, *, digest: str, probes: Sequence[tuple[str, str | None, str | None]]
+) -> bool:
+    """Add a probe set of (text, label, probe id) rows; False if the store has this very set under this name.
+
+    Raises
+    ------
+    InvalidProbes
+        If ``name`` already names other probes and a run has used them: a used set never changes.
+    """
+    with store.index.write() as session:
+        there = session.scalar(select(ProbeSet).where(ProbeSet.name == name))
+        if there is not None and there.digest == digest:
+            return False
+        same = session.get(ProbeSet, digest)
+        if there is not None:
+            if session.scalar(select(Capture.key).where(Capture.probe_set == there.digest)):
+                raise InvalidProbes(
+                    f"the store already has other probes named {name!r} and a run has used them, so they may not "
+                    "change: choose another --name"
+                )
+            session.delete(there)
+            session.flush()
+        if same is not None:
+            raise InvalidProbes(f"the store already has these very probes under the name {same.name!r}: use that name")
+        session.add(ProbeSet(digest=digest, name=name, created=time.time()))
+        session.flush()
+        session.add_all(
+            Probe(probe_set=digest, position=position, text=text, label=label, probe_id=probe_id)
+            for position, (text, label, probe_id) in enumerate(probes)
+        )
+    return True
+
+
+def put_capture(store: Store, *, probe_set: str, max_length: int, dtype: str) -> str:
+    """Return the key of this capture, marking it as the most recently used."""
+    key = content_key("capture", probe_set=probe_set, max_length=max_length, dtype=dtype)
+    with store.index.write() as session:
+        session.merge(Capture(key=key, probe_set=probe_set, max_length=max_length, dtype=dtype, used=time.time()))
+    return key
+
+
+def commit_tokens(store: Store, *, tokenizer: str, capture: str, token_ids: Sequence[Sequence[int]]) -> str:
+    """Keep the token ids that ``tokenizer`` makes of ``capture`` and return their content key."""
+    lengths = [len(ids) for ids in token_ids]
+    flat = np.array([i for ids in token_ids for i in ids], dtype=np.int32)
+    key = content_key("tokens", token_ids=[list(ids) for ids in token_ids])
+    arrays = {
+        "token_id": Array(flat, ("token",)),
+        "token_probe": Array(np.repeat(np.arange(len(lengths), dtype=np.int32), lengths), ("token",)),
+        "token_position": Array(
+            np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]).astype(np.int32), ("token",)
+        ),
+    }
+
+    def rows(session: Session) -> None:
+        _ignore(session, Tokenization, [{"tokenizer": tokenizer, "capture": capture, "tokens": key}])
+
+    _commit(store, stage(store.root, key, kind="tokens", arrays=arrays, attrs={}), rows)
+    return key
+
+
+def stage_activations(
+    root: Path, *, weights: str, tokens: str, dtype: str, layers: Sequence[LayerArray], attrs: Mapping[str, Any]
+) -> Staged:
+    """Write one checkpoint's activations aside: one array for each level and width, one shard a layer."""
+    groups = _groups(layers)
+    arrays = {
+        name: Array(
+            [layer.values for layer in members],
+            ("revision", _suffixed("layer", name), members[0].level, _suffixed("feature", name)),
+            stacked=True,
+        )
+        for name, members in groups.items()
+    }
+    names = sorted(layer.layer for layer in layers)
+    key = content_key("activations", weights=weights, tokens=tokens, dtype=dtype, layers=names)
+    described = {name: [layer.layer for layer in members] for name, members in groups.items()}
+    about = {"weights": weights, "tokens": tokens, "dtype": dtype, "layers": described, **attrs}
+    return stage(root, key, kind="activations", arrays=arrays, attrs=about)
+
+
+def commit_activations(
+    store: Store,
+    staged: Staged,
+    *,
+    weights: str,
+    tokens: str,
+    dtype: str,
+    layers: Sequence[LayerArray],
+    claim: str,
+) -> bool:
+    """Publish a checkpoint's activations; False if the claim was lost and another process has done it."""
+    replay = replay_key(weights=weights, tokens=tokens, dtype=dtype)
+    slices = [
+        {
+            "replay": replay,
+            "layer": layer.layer,
+            "module": layer.module,
+            "level": layer.level,
+            "width": int(layer.values.shape[1]),
+            "segment": staged.id,
+            "array": name,
+            "position": position,
+        }
+        for name, members in _groups(layers).items()
+        for position, layer in enumerate(members)
+    ]
+
+    def rows(session: Session) -> None:
+        _ignore(session, Replay, [{"key": replay, "weights": weights, "tokens": tokens, "dtype": dtype}])
+        _ignore(session, Activation, slices)
+
+    return _commit(store, staged, rows, claim=claim)
+
+
+def stage_operators(
+    root: Path, *, replay: str, gauge: str, operators: Mapping[str, NDArray[np.float32]], attrs: Mapping[str, Any]
+) -> Staged:
+    """Write the (probe, probe) operators of one checkpoint aside, one a layer."""
+    key = content_key("operators", replay=replay, gauge=gauge, layers=list(operators))
+    array = Array(list(operators.values()), ("revision", "layer", "probe", "probe_to"), stacked=True)
+    about = {"replay": replay, "gauge": gauge, "layers": list(operators), **attrs}
+    return stage(root, key, kind="operators", arrays={"operator": array}, attrs=about)
+
+
+def commit_operators(store: Store, staged: Staged, *, replay: str, gauge: str, layers: Sequence[str]) -> None:
+    """Publish the operators of one checkpoint."""
+    slices = [
+        {"replay": replay, "layer": layer, "gauge": gauge, "segment": staged.id, "position": position}
+        for position, layer in enumerate(layers)
+    ]
+    _commit(store, staged, lambda session: _ignore(session, Operator, slices))
+
+
+def stage_result(root: Path, key: str, *, arrays: Mapping[str, Array], attrs: Mapping[str, Any]) -> Staged:
+    """Write an analysis result aside; an array named like an axis is its coordinate."""
+    return stage(root, key, kind="result", arrays=arrays, attrs=attrs)
+
+
+def commit_result(store: Store, staged: Staged, *, name: str, parameters: Mapping[str, Any]) -> None:
+    """Publish an analysis result."""
+
+    def rows(session: Session) -> None:
+        session.merge(Result(segment=staged.id, name=name, parameters=dict(parameters), used=time.time()))
+
+    _commit(store, staged, rows)
+
+
+def use_result(store: Store, key: str) -> bool:
+    """Mark a result as the latest of its name; False if the store does not hold it."""
+    with store.index.write() as session:
+        row = session.get(Result, key)
+        if row is None:
+            return False
+        row.used = time.time()
+    return True
+
+
+def _commit(store: Store, staged: Staged, rows: Callable[[Session], None], *, claim: str | None = None) -> bool:
+    with store.index.write() as session:
+        if claim is not None and not store.index.holds(session, claim):
+            discard(staged)
+            return False
+        if session.get(Segment, staged.id) is None:
+            publish(store.root, staged)
+            session.add(
+                Segment(id=staged.id, kind=staged.kind, files=staged.files, n_bytes=staged.n_bytes, created=time.time())
+            )
+            session.flush()
+        else:
+            discard(staged)
+        rows(session)
+    return True
+
+
+def _ignore(session: Session, table: type[Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    session.execute(insert(table).on_conflict_do_nothing(), list(rows))
+
+
+def _groups(layers: Sequence[LayerArray]) -> dict[str, list[LayerArray]]:
+    groups: dict[tuple[str, int], list[LayerArray]] = {}
+    for layer in layers:
+        groups.setdefault((layer.level, int(layer.values.shape[1])), []).append(layer)
+    names: dict[str, list[LayerArray]] = {}
+    for (level, width), members in sorted(groups.items(), key=lambda g: (g[0][0] != "probe", -len(g[1]), g[0])):
+        name = "activations" if level == "probe" else "activations_token"
+        names[f"{name}_{width}" if name in names else name] = members
+    return names
+
+
+def _suffixed(dim: str, array: str) -> str:
+    return dim + array.removeprefix("activations")

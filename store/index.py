@@ -1,0 +1,212 @@
+"""The SQLite index: engines with the right pragmas, and short transactions that are the store's only commit point."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, delete, event, select, update
+from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
+
+from store.errors import NotAStore, StoreError, StoreNotWritable, StoreTooNew, StoreTooOld
+from store.schema import APPLICATION_ID, SCHEMA_VERSION, Claim, Fact
+
+__all__ = ["Index", "connect", "refused"]
+
+LEASE_SECONDS = 600.0
+"""How long a claim of a process on another host is believed after its last sign of life."""
+
+
+def connect(database: Path, *, read_only: bool = False) -> Engine:
+    """Return an engine on ``database`` with WAL, full synchronisation, foreign keys and a 30 s busy timeout.
+
+    Raises
+    ------
+    StoreError
+        If SQLite did not take a pragma; a store without them would not be safe.
+    """
+    query = "?mode=ro&uri=true" if read_only else "?uri=true"
+    if read_only and not os.access(database.parent, os.W_OK):
+        query = "?immutable=1&uri=true"  # nobody can write here, and WAL's side files could not be made
+    engine = create_engine(
+        f"sqlite:///{database.resolve().as_uri()}{query}", poolclass=NullPool, connect_args={"timeout": 30}
+    )
+
+    @event.listens_for(engine, "connect")
+    def _pragmas(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions behind our back
+        connection.execute("PRAGMA busy_timeout=30000")
+        connection.execute("PRAGMA foreign_keys=ON")
+        if read_only:
+            return
+        mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        connection.execute("PRAGMA synchronous=FULL")
+        level = connection.execute("PRAGMA synchronous").fetchone()[0]
+        if mode != "wal" or level != 2:
+            raise StoreError(
+                f"{database} cannot use write-ahead logging (SQLite answered journal_mode={mode}, "
+                f"synchronous={level}): keep the store on a local file system"
+            )
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+
+    return engine
+
+
+class Index:
+    """Rows in and out of one ``index.sqlite``.
+
+    Parameters
+    ----------
+    database
+        Path of the file; it must exist and have this version's schema.
+    read_only
+        Refuse to write.
+
+    Raises
+    ------
+    NotAStore, StoreTooNew, StoreTooOld
+        If the file is no index of this version.
+    """
+
+    def __init__(self, database: Path, *, read_only: bool = True) -> None:
+        self.database = database
+        self.read_only = read_only
+        self._engine = connect(database, read_only=read_only)
+        self._immediate = self._engine.execution_options(begin="BEGIN IMMEDIATE")
+        self._owner = f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+        self._held: set[str] = set()
+        self._check()
+
+    def _check(self) -> None:
+        folder = self.database.parent
+        try:
+            with self.read() as session:
+                connection = session.connection()
+                application = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
+                version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+        except OperationalError as error:
+            raise refused(str(error.orig), folder) from error
+        except DatabaseError as error:
+            raise NotAStore(f"{folder} is not a replay store: its index.sqlite is no SQLite file") from error
+        if application != APPLICATION_ID:
+            raise NotAStore(f"{folder} is not a replay store: its index.sqlite belongs to another program")
+        if version > SCHEMA_VERSION:
+            raise StoreTooNew(
+                f"{folder} was written by a newer replay (format {version}, this one reads {SCHEMA_VERSION}): "
+                "upgrade replay (pip install -U checkpoint-replay)"
+            )
+        if version < SCHEMA_VERSION:
+            raise StoreTooOld(
+                f"{folder} was written by an older replay (format {version}, this one reads {SCHEMA_VERSION}): "
+                f"run `replay --store {folder} upgrade` once"
+            )
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """Open a session that sees one snapshot."""
+        with Session(self._engine) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """Open a session that holds the write lock from its start and commits at its end.
+
+        Raises
+        ------
+        StoreNotWritable
+            If the store was opened read-only, the file may not be written, or the disk is full.
+        """
+        if self.read_only:
+            raise StoreNotWritable(f"{self.database.parent} was opened read-only: open it with write=True")
+        try:
+            with Session(self._immediate, expire_on_commit=False) as session, session.begin():
+                yield session
+        except OperationalError as error:
+            raise refused(str(error.orig), self.database.parent) from error
+
+    def fact(self, key: str) -> dict[str, Any] | None:
+        """Return what is remembered under ``key``, or None."""
+        with self.read() as session:
+            return session.scalar(select(Fact.value).where(Fact.key == key))
+
+    def remember(self, key: str, value: dict[str, Any]) -> None:
+        """Keep ``value`` under ``key``, replacing what was there."""
+        with self.write() as session:
+            session.merge(Fact(key=key, value=value))
+
+    def claim(self, key: str) -> bool:
+        """Take the work ``key`` for this process; False if a living process has it.
+
+        A claim whose owner died on this host is free at once; one from another host after ``LEASE_SECONDS`` without a
+        sign of life.
+        """
+        now = time.time()
+        with self.write() as session:
+            row = session.get(Claim, key)
+            if row is not None and row.owner != self._owner and not _abandoned(row, now):
+                return False
+            session.merge(Claim(key=key, owner=self._owner, expires=now + LEASE_SECONDS))
+        if not self._held:
+            self._held.add(key)
+            threading.Thread(target=self._keep_alive, daemon=True).start()
+        self._held.add(key)
+        return True
+
+    def holds(self, session: Session, key: str) -> bool:
+        """Return whether this process still owns ``key``, inside the transaction that depends on it."""
+        row = session.get(Claim, key)
+        return row is not None and row.owner == self._owner
+
+    def release(self, key: str) -> None:
+        """Give the work ``key`` back, done or not."""
+        self._held.discard(key)
+        with self.write() as session:
+            session.execute(delete(Claim).where(Claim.key == key, Claim.owner == self._owner))
+
+    def _keep_alive(self) -> None:
+        pause = threading.Event()
+        while self._held:
+            pause.wait(LEASE_SECONDS / 3)
+            if self._held:
+                with self.write() as session:
+                    session.execute(
+                        update(Claim).where(Claim.owner == self._owner).values(expires=time.time() + LEASE_SECONDS)
+                    )
+
+
+def _abandoned(claim: Claim, now: float) -> bool:
+    host, pid, started = claim.owner.rsplit(":", 2)
+    if host == socket.gethostname():
+        return _started(int(pid)) != started
+    return claim.expires < now
+
+
+def _started(pid: int) -> str:
+    """Return when process ``pid`` began, so that a reused number is not taken for its former owner; empty if gone."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return "" if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def refused(text: str, folder: Path) -> StoreError:
+    """Return the error that tells a person what SQLite's ``text`` means for the store in ``folder``."""
+    if "full" in text or "disk I/O" in text:
+        return StoreNotWritable(
+            f"no space left for {folder}: free some and run the same command again; nothing is lost"
+        )
+    if "readonly" in text or "unable to open" in text:
+        return StoreNotWritable(f"{folder} may not be written by this user: check its permissions")
+    return StoreError(f"the index of {folder} answered: {text}")

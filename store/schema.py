@@ -1,0 +1,190 @@
+"""The tables of the index: what the store holds and where it lies.
+
+A **run** has **revisions**; a revision names the digest of its weights and of its tokenizer. A **capture** is one probe
+set at one precision. Which token ids a tokenizer makes of a capture is a **tokenization**. A **replay** is one
+checkpoint on one list of token ids at one precision; its **activations** and **operators** name, per layer, the segment
+that holds them. Two revisions with equal weights lead to the same replay, so nothing is computed twice.
+"""
+
+from typing import Any
+
+from sqlalchemy import JSON, Float, ForeignKey, Index, Integer, String, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+__all__ = [
+    "APPLICATION_ID",
+    "SCHEMA_VERSION",
+    "Activation",
+    "Base",
+    "Capture",
+    "Claim",
+    "Fact",
+    "Operator",
+    "Probe",
+    "ProbeSet",
+    "Replay",
+    "Result",
+    "Revision",
+    "Run",
+    "Segment",
+    "Tokenization",
+]
+
+APPLICATION_ID = int.from_bytes(b"rply")
+"""Written into the SQLite header, so that a store is known from any other database."""
+
+SCHEMA_VERSION = 1
+"""Number of the newest migration; the database carries its own as ``PRAGMA user_version``."""
+
+
+class Base(DeclarativeBase):
+    """Declarative base of all tables."""
+
+    type_annotation_map = {dict[str, Any]: JSON, int: Integer, float: Float, str: String}  # noqa: RUF012 (SQLAlchemy's own form)
+
+
+class Run(Base):
+    """One training run, named as the user sees it."""
+
+    __tablename__ = "run"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    source: Mapped[str]
+    location: Mapped[str]
+    created: Mapped[float]
+
+
+class Revision(Base):
+    """A checkpoint under the name its source gives it."""
+
+    __tablename__ = "revision"
+    __table_args__ = (UniqueConstraint("run_id", "name"), Index("ix_revision_weights", "weights"))
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id", ondelete="CASCADE"))
+    name: Mapped[str]
+    commit: Mapped[str | None]
+    step: Mapped[int | None]
+    tokens: Mapped[int | None]
+    epoch: Mapped[float | None]
+    stage: Mapped[int | None]
+    config: Mapped[str | None]
+    weights: Mapped[str | None]
+    tokenizer: Mapped[str | None]
+    n_bytes: Mapped[int | None]
+    files: Mapped[dict[str, Any]]
+    scalars: Mapped[dict[str, Any]]
+    error: Mapped[str | None]
+
+
+class ProbeSet(Base):
+    """An ordered list of inputs, identified by the digest of its content."""
+
+    __tablename__ = "probe_set"
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    created: Mapped[float]
+
+
+class Probe(Base):
+    """One input of a probe set."""
+
+    __tablename__ = "probe"
+    probe_set: Mapped[str] = mapped_column(ForeignKey("probe_set.digest", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str]
+    label: Mapped[str | None]
+    probe_id: Mapped[str | None]
+
+
+class Capture(Base):
+    """A probe set at one length limit and one precision: what makes runs comparable."""
+
+    __tablename__ = "capture"
+    key: Mapped[str] = mapped_column(primary_key=True)
+    probe_set: Mapped[str] = mapped_column(ForeignKey("probe_set.digest"))
+    max_length: Mapped[int]
+    dtype: Mapped[str]
+    used: Mapped[float]
+
+
+class Tokenization(Base):
+    """The token ids that one tokenizer makes of one capture's probes."""
+
+    __tablename__ = "tokenization"
+    tokenizer: Mapped[str] = mapped_column(primary_key=True)
+    capture: Mapped[str] = mapped_column(ForeignKey("capture.key", ondelete="CASCADE"), primary_key=True)
+    tokens: Mapped[str] = mapped_column(ForeignKey("segment.id"))
+
+
+class Segment(Base):
+    """A committed Zarr group; the row is the commit."""
+
+    __tablename__ = "segment"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    files: Mapped[dict[str, Any]]
+    n_bytes: Mapped[int]
+    created: Mapped[float]
+
+
+class Replay(Base):
+    """One checkpoint on one list of token ids at one precision."""
+
+    __tablename__ = "replay"
+    __table_args__ = (Index("ix_replay_weights", "weights"),)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    weights: Mapped[str]
+    tokens: Mapped[str] = mapped_column(ForeignKey("segment.id"))
+    dtype: Mapped[str]
+
+
+class Activation(Base):
+    """Where one layer's activations of one replay lie."""
+
+    __tablename__ = "activation"
+    replay: Mapped[str] = mapped_column(ForeignKey("replay.key", ondelete="CASCADE"), primary_key=True)
+    layer: Mapped[str] = mapped_column(primary_key=True)
+    module: Mapped[str]
+    level: Mapped[str]
+    width: Mapped[int]
+    segment: Mapped[str] = mapped_column(ForeignKey("segment.id"))
+    array: Mapped[str]
+    position: Mapped[int]
+
+
+class Operator(Base):
+    """Where the operator that one gauge makes of one layer's activations lies."""
+
+    __tablename__ = "operator"
+    replay: Mapped[str] = mapped_column(ForeignKey("replay.key", ondelete="CASCADE"), primary_key=True)
+    layer: Mapped[str] = mapped_column(primary_key=True)
+    gauge: Mapped[str] = mapped_column(primary_key=True)
+    segment: Mapped[str] = mapped_column(ForeignKey("segment.id"))
+    position: Mapped[int]
+
+
+class Result(Base):
+    """One analysis result."""
+
+    __tablename__ = "result"
+    segment: Mapped[str] = mapped_column(ForeignKey("segment.id"), primary_key=True)
+    name: Mapped[str]
+    parameters: Mapped[dict[str, Any]]
+    used: Mapped[float]
+
+
+class Fact(Base):
+    """A small thing derived from content and worth remembering: a file's digest, the layers a config resolves to."""
+
+    __tablename__ = "fact"
+    key: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[dict[str, Any]]
+
+
+class Claim(Base):
+    """Work that one process has taken, so that others leave it alone while it lives."""
+
+    __tablename__ = "claim"
+    key: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    expires: Mapped[float]

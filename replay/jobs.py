@@ -14,6 +14,9 @@ from store.errors import InvalidInput, SourceUnreachable
 
 __all__ = ["Cluster", "execute"]
 
+CONNECT_SECONDS = 10.0
+"""How long to wait for a scheduler's answer."""
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -97,7 +100,7 @@ def _client(cluster: Cluster) -> Iterator[Any]:
             yield client
         return
     try:
-        client = Client(cluster.scheduler, timeout="10s")
+        client = Client(cluster.scheduler, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         raise SourceUnreachable(
             f"no Dask scheduler answers at {cluster.scheduler}: start one (`dask scheduler`) or use --workers"

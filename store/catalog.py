@@ -509,7 +509,7 @@ class Store:
         if not path.is_dir():
             raise StoreDamaged(f"{path} is gone although the index names it")
         dataset: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None)
-        return dataset
+        return dataset[sorted(dataset.data_vars, key=str)]  # a folder lists its arrays in any order
 
     def _run(self, name: str) -> Run:
         with self.index.read() as session:

@@ -1,5 +1,6 @@
 """The command line: one file a verb; a command parses, calls one function, prints."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from store.errors import ReplayError
 
 __all__ = ["main"]
 
+# Before torch is loaded: threads that spin at a barrier make two processes on one machine five times slower each.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 class _Commands(click.Group):
     """A group whose commands end in one line on stderr when something is wrong."""
@@ -28,6 +32,12 @@ class _Commands(click.Group):
                 raise
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", []))
             click.echo(f"replay: {error}{notes}", err=True)
+            sys.exit(1)
+        except OSError as error:
+            if ctx.params.get("debug") or isinstance(error, BrokenPipeError):
+                raise
+            name = f"{error.filename}: " if error.filename else ""
+            click.echo(f"replay: {name}{error.strerror or error}", err=True)
             sys.exit(1)
 
 

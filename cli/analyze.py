@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.output import note, print_table, progress
+from cli.output import check_target, note, print_table, progress
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -53,8 +53,11 @@ def spread(
     from replay.gauge import DiffusionGauge
     from replay.jobs import Cluster
     from replay.opening import open_store
+    from replay.plots import SUFFIXES, plot_spread
     from store.catalog import Store
 
+    check_target(csv, ".csv")
+    check_target(plot, *SUFFIXES)
     Store(store)  # an analysis never makes a store
     with progress() as advance:
         result = analyze_spread(
@@ -69,8 +72,6 @@ def spread(
     if csv is not None:
         _long(result).to_csv(csv, index=False)
     if plot is not None:
-        from replay.plots import plot_spread
-
         plot_spread(result, plot)
     if as_json:
         click.echo(json.dumps(_document(result), indent=2, allow_nan=False))

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +12,7 @@ import click
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["human_bytes", "note", "print_frame", "print_table", "progress"]
+__all__ = ["check_target", "human_bytes", "note", "print_frame", "print_table", "progress"]
 
 PIPE_WIDTH = 10_000
 """A table that goes to a file or a pipe is never cut."""
@@ -29,6 +30,25 @@ def human_bytes(n_bytes: float) -> str:
 def note(text: str) -> None:
     """Print one line on stderr."""
     click.echo(text, err=True)
+
+
+def check_target(path: Path | None, *suffixes: str) -> None:
+    """Refuse a file that could not be written, before any work is done for it.
+
+    Raises
+    ------
+    InvalidInput
+        If its folder does not exist, it is a folder, or it has none of ``suffixes`` (any will do if none is given).
+    """
+    from store.errors import InvalidInput
+
+    if path is None:
+        return
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.parent}"
+        raise InvalidInput(f"{path} {what}: name a file in a folder that exists")
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise InvalidInput(f"{path} ends in {path.suffix or 'no suffix'!r}: expected one of {', '.join(suffixes)}")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, err: bool = False) -> None:

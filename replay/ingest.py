@@ -45,10 +45,14 @@ def ingest(store: Store, plan: Plan) -> Iterator[Outcome]:
 
     Raises
     ------
+    InvalidInput
+        If the device cannot be used.
     StoreError
         If the store itself cannot be written; nothing committed is lost.
     """
     waiting = list(plan.jobs)
+    if waiting:
+        choose_device(plan.request.device)  # a wrong one is the user's mistake, not that of every checkpoint
     while waiting:
         later = []
         for job in waiting:

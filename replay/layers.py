@@ -348,6 +348,8 @@ def _nearest(anatomy: Anatomy, path: str) -> str:
     real = [found for found in anatomy.paths.values() if found]
     names = list(dict.fromkeys([*anatomy.aliases, *map(anatomy.name, real), *real]))
     names = [name for name in names if name != "blocks"]
-    close = difflib.get_close_matches(path, names, n=3, cutoff=0.5)
+    # A path may be written for the model with its head; names are spelt as they are for the one without.
+    bare = re.sub(r"\[(\d+)\]", r".\1", path.removeprefix(f"{anatomy.prefix}."))
+    close = difflib.get_close_matches(path, names, n=3, cutoff=0.5) or difflib.get_close_matches(bare, names, n=3)
     general = [*(name for name in ("embed", "blocks[0]", "final_norm") if name in names), *names]
     return ", ".join(close or general[:3])

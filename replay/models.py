@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 from contextlib import contextmanager
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -194,8 +195,11 @@ def _read_file(file: Path) -> dict[str, torch.Tensor]:
         if file.suffix == ".safetensors":
             weights = load_file(file)
         else:
-            # only zip archives can be mapped; what torch wrote before 1.6 is read whole
-            weights = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
+            with warnings.catch_warnings():
+                # A pickle of another protocol either loads or is refused below; the warning adds nothing to that.
+                warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+                # only zip archives can be mapped; what torch wrote before 1.6 is read whole
+                weights = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error))
         what = f" ({found[1]})" if found else ""

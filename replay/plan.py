@@ -1,6 +1,7 @@
 """What an ingest would do: which revisions, which weights are new, which layers of them are missing."""
 
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -172,7 +173,10 @@ def make_plan(store: Store, sources: Sequence[Source], request: IngestRequest) -
     jobs: dict[str, Job] = {}
     for source, listed in listings:
         preparation = _Preparation(store, source, request, capture)
-        records = [preparation.complete(record, listed) for record in listed]
+        try:
+            records = [preparation.complete(record, listed) for record in listed]
+        finally:
+            shutil.rmtree(preparation.scratch, ignore_errors=True)
         run_id = put_run(store, source.run, source=source.kind, location=source.location)
         put_revisions(store, run_id, records)
         run = RunPlan(run=source.run, run_id=run_id, selected=records, failed=[r for r in records if r.error])
@@ -256,7 +260,7 @@ class _Preparation:
         self.notes: list[str] = []
         self._positions: dict[str, int | None] = {}
         self._broken: dict[str, str] = {}
-        self._scratch = store.root / "checkpoints" / f"plan-{content_key('source', location=source.location)[:16]}"
+        self.scratch = store.root / "checkpoints" / f"plan-{content_key('source', location=source.location)[:16]}"
 
     def complete(self, record: RevisionRecord, listed: Sequence[RevisionRecord]) -> RevisionRecord:
         """Return ``record`` with its tokenizer settled, its config's layers resolved and its token ids stored."""
@@ -292,7 +296,7 @@ class _Preparation:
         from replay.layers import expand_layers
         from replay.models import layer_model
 
-        with self.source.fetch(record, [CONFIG], self._scratch) as folder:
+        with self.source.fetch(record, [CONFIG], self.scratch) as folder:
             model = layer_model(folder)
         try:
             layers = expand_layers(model, self.request.layers, reduce=self.request.reduce)
@@ -338,7 +342,7 @@ class _Preparation:
     def _tokenize(self, lender: RevisionRecord, digest: str, positions: int | None) -> str:
         from replay.probes import load_tokenizer, tokenize
 
-        with self.source.fetch(lender, [CONFIG, *tokenizer_files(lender.files)], self._scratch) as folder:
+        with self.source.fetch(lender, [CONFIG, *tokenizer_files(lender.files)], self.scratch) as folder:
             tokenizer = load_tokenizer(folder)
         tokens = tokenize(self.request.probes, tokenizer, max_length=self.request.max_length, n_positions=positions)
         if tokens.cut:

@@ -10,7 +10,7 @@ from store.errors import InvalidInput
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["plot_spread"]
+__all__ = ["SUFFIXES", "plot_spread"]
 
 SUFFIXES = (".png", ".svg", ".pdf")
 

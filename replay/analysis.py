@@ -14,10 +14,11 @@ from replay.gauge import DiffusionGauge
 from replay.jobs import Cluster, execute
 from replay.operators import Slice, compute_operators, gauge_key, missing_operators
 from replay.spread import N_GROUPS, Rate, StepSpread, convergence_rate, join_on_step, spread_from_activations
-from store.catalog import CaptureInfo, Store, layer_order, match_layers, suggest
+from store.catalog import CaptureInfo, Store
 from store.commits import commit_result, stage_result, use_result
 from store.errors import InvalidInput, Unavailable, UnknownLayer, UnknownRun
 from store.keys import content_key
+from store.names import layer_order, match_layers, suggest
 from store.schema import Activation, Operator
 from store.segments import Array, read_slice
 

@@ -13,9 +13,10 @@ import numpy.typing as npt
 from replay import gauge as gauge_module
 from replay.gauge import DiffusionGauge
 from replay.jobs import Cluster, execute
-from store.catalog import Store, canonical
+from store.catalog import Store
 from store.commits import commit_operators, stage_operators
 from store.errors import ReplayError
+from store.keys import canonical
 from store.schema import Operator
 from store.segments import Staged, read_slice
 

@@ -1,18 +1,17 @@
 """`Store`: index, segments and views as one; what a reader opens."""
 
-import fnmatch
-import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row, select
 
-from store.errors import InvalidInput, NotAStore, StoreDamaged, UnknownLayer, UnknownRun
+from store import tables
+from store.errors import InvalidInput, NotAStore, StoreDamaged, UnknownRun
 from store.index import Index
+from store.names import layer_order, match_layers, suggest
 from store.schema import (
     Activation,
     Capture,
@@ -24,7 +23,6 @@ from store.schema import (
     Revision,
     Run,
     Segment,
-    Tokenization,
 )
 from store.segments import segment_path
 
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
 
     from store.views import SegmentView, VirtualArray
 
-__all__ = ["CaptureInfo", "Store", "layer_order", "suggest"]
+__all__ = ["INDEX", "CaptureInfo", "Store"]
 
 INDEX = "index.sqlite"
 
@@ -85,49 +83,7 @@ class Store:
 
     def runs(self) -> "pd.DataFrame":
         """Return one row a run: name, source, location, counts of revisions, unique weights and failures, steps."""
-        import pandas as pd
-
-        with self.index.read() as session:
-            rows = session.execute(
-                select(
-                    Run.name.label("run"),
-                    Run.source,
-                    Run.location,
-                    func.count(Revision.id).label("revisions"),
-                    func.count(Revision.weights.distinct()).label("unique_weights"),
-                    func.min(Revision.step).label("first_step"),
-                    func.max(Revision.step).label("last_step"),
-                )
-                .outerjoin(Revision, Revision.run_id == Run.id)
-                .group_by(Run.id)
-                .order_by(Run.name)
-            ).all()
-            replayed: dict[str, int] = dict(
-                session.execute(
-                    select(Run.name, func.count(Revision.id.distinct()))
-                    .join(Revision, Revision.run_id == Run.id)
-                    .join(Tokenization, Tokenization.tokenizer == Revision.tokenizer)
-                    .join(Replay, (Replay.weights == Revision.weights) & (Replay.tokens == Tokenization.tokens))
-                    .group_by(Run.id)
-                ).all()
-            )
-            failed = dict(
-                session.execute(
-                    select(Run.name, func.count(Revision.id))
-                    .join(Revision, Revision.run_id == Run.id)
-                    .where(Revision.error.is_not(None))
-                    .group_by(Run.id)
-                ).all()
-            )
-        table = pd.DataFrame(
-            [row._asdict() for row in rows],
-            columns=["run", "source", "location", "revisions", "unique_weights", "first_step", "last_step"],
-        )
-        table.insert(4, "replayed", [replayed.get(name, 0) for name in table["run"]])
-        table.insert(5, "failed", [failed.get(name, 0) for name in table["run"]])
-        for column in ("first_step", "last_step"):
-            table[column] = table[column].astype("Int64")
-        return table
+        return tables.runs(self.index)
 
     def revisions(self, run: str) -> "pd.DataFrame":
         """Return one row a revision of ``run`` in order of its step.
@@ -140,132 +96,37 @@ class Store:
         UnknownRun
             If the store has no such run.
         """
-        import pandas as pd
-
         revisions = self._revisions(run)
-        with self.index.read() as session:
-            counts = dict(
-                session.execute(
-                    select(Revision.id, func.count(Activation.layer.distinct()))
-                    .join(Tokenization, Tokenization.tokenizer == Revision.tokenizer)
-                    .join(Replay, (Replay.weights == Revision.weights) & (Replay.tokens == Tokenization.tokens))
-                    .join(Activation, Activation.replay == Replay.key)
-                    .where(Revision.id.in_([revision.id for revision in revisions]))
-                    .group_by(Revision.id)
-                ).all()
-            )
-        aliases = _aliases(revisions)
-        rows = []
-        for revision in revisions:
-            alias_of, n_layers = aliases[revision.name], counts.get(revision.id, 0)
-            state = "listed" if not n_layers else "alias" if alias_of else "done"
-            rows.append(
-                {
-                    "revision": revision.name,
-                    "step": revision.step,
-                    "tokens": revision.tokens,
-                    "epoch": revision.epoch,
-                    "stage": revision.stage,
-                    "state": "failed" if revision.error else state,
-                    "alias_of": alias_of,
-                    "layers": n_layers,
-                    "commit": revision.commit,
-                    "weights": revision.weights,
-                    "bytes": revision.n_bytes,
-                    "error": revision.error,
-                    "scalars": revision.scalars,
-                }
-            )
-        table = pd.DataFrame(rows)
-        for column in ("step", "tokens", "stage", "bytes"):
-            table[column] = table[column].astype("Int64")
-        return table
+        return tables.revisions(self.index, revisions, _aliases(revisions))
 
     def layers(self, run: str) -> "pd.DataFrame":
-        """Return one row a stored layer of ``run``: layer, module, level, width, revisions, probes.
+        """Return one row a stored layer of ``run``: layer, module, level, width, revisions, probes, dtype.
 
         Raises
         ------
         UnknownRun
             If the store has no such run.
         """
-        import pandas as pd
-
-        with self.index.read() as session:
-            rows = session.execute(
-                select(
-                    Activation.layer,
-                    Activation.module,
-                    Activation.level,
-                    Activation.width,
-                    func.count(Revision.id.distinct()).label("revisions"),
-                    ProbeSet.name.label("probes"),
-                    Capture.dtype,
-                )
-                .select_from(Revision)
-                .join(Run, Run.id == Revision.run_id)
-                .join(Tokenization, Tokenization.tokenizer == Revision.tokenizer)
-                .join(Capture, Capture.key == Tokenization.capture)
-                .join(ProbeSet, ProbeSet.digest == Capture.probe_set)
-                .join(
-                    Replay,
-                    (Replay.weights == Revision.weights)
-                    & (Replay.tokens == Tokenization.tokens)
-                    & (Replay.dtype == Capture.dtype),
-                )
-                .join(Activation, Activation.replay == Replay.key)
-                .where(Run.id == self._run(run).id)
-                .group_by(Activation.layer, Activation.width, Capture.key)
-            ).all()
-        rows = sorted(rows, key=lambda row: (row.probes, row.dtype, layer_order(row.layer)))
-        columns = ["layer", "module", "level", "width", "revisions", "probes", "dtype"]
-        return pd.DataFrame([row._asdict() for row in rows], columns=columns)
+        return tables.layers(self.index, self._run(run).id)
 
     def probe_sets(self) -> "pd.DataFrame":
         """Return one row a probe set: name, number of probes and labels, digest, whether a run has used it."""
-        import pandas as pd
-
-        with self.index.read() as session:
-            rows = session.execute(
-                select(
-                    ProbeSet.name,
-                    func.count(Probe.position).label("probes"),
-                    func.count(Probe.label.distinct()).label("labels"),
-                    ProbeSet.digest,
-                )
-                .join(Probe, Probe.probe_set == ProbeSet.digest)
-                .group_by(ProbeSet.digest)
-                .order_by(ProbeSet.name)
-            ).all()
-            used = set(session.scalars(select(Capture.probe_set)))
-        table = pd.DataFrame([row._asdict() for row in rows], columns=["name", "probes", "labels", "digest"])
-        table["used"] = [digest in used for digest in table["digest"]]
-        return table
+        return tables.probe_sets(self.index)
 
     def results(self) -> "pd.DataFrame":
-        """Return one row a stored result: name, runs, layers, steps, parameters, key; the newest last."""
-        import pandas as pd
-
-        with self.index.read() as session:
-            rows = session.execute(
-                select(Result.name, Result.parameters, Result.segment.label("key")).order_by(Result.used)
-            ).all()
-        return pd.DataFrame([row._asdict() for row in rows], columns=["name", "parameters", "key"])
+        """Return one row a stored result: name, parameters, key; the newest last."""
+        return tables.results(self.index)
 
     def captures(self, run: str) -> list[CaptureInfo]:
         """Return what ``run`` was replayed with, the most recently used last."""
         with self.index.read() as session:
             rows = session.execute(
-                select(Capture.key, Capture.probe_set, ProbeSet.name, Capture.max_length, Capture.dtype)
-                .join(ProbeSet, ProbeSet.digest == Capture.probe_set)
-                .join(Tokenization, Tokenization.capture == Capture.key)
-                .join(Revision, Revision.tokenizer == Tokenization.tokenizer)
-                .join(
-                    Replay,
-                    (Replay.weights == Revision.weights)
-                    & (Replay.tokens == Tokenization.tokens)
-                    & (Replay.dtype == Capture.dtype),
+                tables.replayed(
+                    select(
+                        Capture.key, Capture.probe_set, ProbeSet.name, Capture.max_length, Capture.dtype
+                    ).select_from(Revision)
                 )
+                .join(ProbeSet, ProbeSet.digest == Capture.probe_set)
                 .where(Revision.run_id == self._run(run).id)
                 .distinct()
                 .order_by(Capture.used)
@@ -531,66 +392,20 @@ class Store:
         """Return one row for each replayed revision and layer: the Revision, replay key, and where its array lies."""
         with self.index.read() as session:
             return session.execute(
-                select(Revision, Replay.key, Replay.tokens.label("replay_tokens"), *table.__table__.columns)
-                .join(Tokenization, Tokenization.tokenizer == Revision.tokenizer)
-                .join(Replay, (Replay.weights == Revision.weights) & (Replay.tokens == Tokenization.tokens))
+                tables.replayed(
+                    select(
+                        Revision, Replay.key, Replay.tokens.label("replay_tokens"), *table.__table__.columns
+                    ).select_from(Revision)
+                )
                 .join(table, table.replay == Replay.key)
                 .join(Segment, Segment.id == table.segment)
-                .where(
-                    Revision.run_id == self._run(run).id,
-                    Tokenization.capture == capture.key,
-                    Replay.dtype == capture.dtype,
-                )
+                .where(Revision.run_id == self._run(run).id, Capture.key == capture.key)
                 .order_by(Revision.step.is_(None), Revision.stage, Revision.step, Revision.name, Segment.created)
             ).all()
 
     @staticmethod
     def _replayed(rows: Sequence[Row[Any]]) -> list[Revision]:
         return list({row.Revision.id: row.Revision for row in rows}.values())
-
-
-def match_layers(wanted: str | Sequence[str] | None, there: set[str]) -> set[str]:
-    """Return the stored layers that names, globs or negative block numbers select.
-
-    Raises
-    ------
-    UnknownLayer
-        If one of them selects nothing; the nearest stored ones are named.
-    """
-    if wanted is None:
-        return there
-    last = max((int(n) for name in there for n in re.findall(r"^blocks\[(\d+)\]", name)), default=-1)
-    kept: set[str] = set()
-    for pattern in [wanted] if isinstance(wanted, str) else wanted:
-        name = re.sub(r"^blocks\[-(\d+)\]", lambda m: f"blocks[{last + 1 - int(m[1])}]", pattern)
-        for full in (name, f"{name}:output:mean"):
-            # fnmatch would read the brackets of blocks[3] as a set of characters
-            glob = full.replace("[", "[[]")
-            found = {layer for layer in there if fnmatch.fnmatchcase(layer, glob)}
-            if found:
-                break
-        if not found:
-            raise UnknownLayer(f"no stored layer {pattern!r}; {suggest(pattern, sorted(there, key=layer_order))}")
-        kept |= found
-    return kept
-
-
-def layer_order(name: str) -> tuple[int, list[tuple[bool, int, str]]]:
-    """Return a sort key that puts layers in the order of the forward pass as far as their names tell."""
-    place = 0 if name.startswith("embed") else 1 if name.startswith("blocks[") else 3
-    place = 2 if name.startswith("final_norm") else place
-    return place, [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
-
-
-def suggest(name: str, there: Sequence[str], *, limit: int = 8) -> str:
-    """Return "there is …" with the names nearest to ``name`` first, for the end of an error's line."""
-    import difflib
-
-    if not there:
-        return "there is none yet"
-    ranked = sorted(there, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
-    more = f" and {len(ranked) - limit} more" if len(ranked) > limit else ""
-    return f"there is {', '.join(ranked[:limit])}{more}"
 
 
 def _aliases(revisions: Sequence[Revision]) -> dict[str, str]:
@@ -615,8 +430,3 @@ def _virtual(
         number = segments.setdefault((row.segment, getattr(row, "array", array)), len(segments))
         sources[row_of[row.Revision.id], layer_of[row.layer]] = number, row.position
     return VirtualArray(dims=dims, segments=tuple(segments), sources=sources)
-
-
-def canonical(parameters: dict[str, Any]) -> str:
-    """Return parameters as the canonical JSON under which they are stored."""
-    return json.dumps(parameters, sort_keys=True, separators=(",", ":"))

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-__all__ = ["content_key", "git_blob_id", "replay_key", "weights_digest"]
+__all__ = ["canonical", "content_key", "git_blob_id", "replay_key", "weights_digest"]
 
 
 def content_key(kind: str, **parts: object) -> str:
@@ -47,3 +47,8 @@ def weights_digest(files: Mapping[str, str], *, config: str) -> str:
 def replay_key(*, weights: str, tokens: str, dtype: str) -> str:
     """Return the identity of one checkpoint's replay: these weights on these token ids at this precision."""
     return content_key("replay", weights=weights, tokens=tokens, dtype=dtype)
+
+
+def canonical(parameters: Mapping[str, object]) -> str:
+    """Return parameters as the canonical JSON under which they are stored."""
+    return json.dumps(parameters, sort_keys=True, separators=(",", ":"))

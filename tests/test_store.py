@@ -16,7 +16,7 @@ import zarr
 from sqlalchemy import select
 
 from replay.opening import open_store
-from store.catalog import Store, match_layers
+from store.catalog import Store
 from store.commits import (
     LayerArray,
     RevisionRecord,
@@ -40,6 +40,7 @@ from store.errors import (
 )
 from store.exports import export_zarr
 from store.keys import replay_key
+from store.names import match_layers
 from store.schema import APPLICATION_ID, SCHEMA_VERSION, Segment
 from store.segments import segment_path, sweep, verify
 

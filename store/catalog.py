@@ -370,7 +370,9 @@ class Store:
         if not path.is_dir():
             raise StoreDamaged(f"{path} is gone although the index names it")
         dataset: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None)
-        return dataset[sorted(dataset.data_vars, key=str)]  # a folder lists its arrays in any order
+        dataset = dataset[sorted(dataset.data_vars, key=str)]  # a folder lists its arrays in any order
+        texts = {name: values.astype(object) for name, values in dataset.coords.items() if values.dtype.kind == "T"}
+        return dataset.assign_coords(texts)
 
     def _run(self, name: str) -> Run:
         with self.index.read() as session:

@@ -83,16 +83,20 @@ def ingest(
             batch_tokens=batch,
             step_regex=pattern,
         )
-        plan = make_plan(opened, open_sources(opened, repos=repos, paths=paths, step_regex=pattern), request)
+        sources = open_sources(opened, repos=repos, paths=paths, step_regex=pattern)
+        with progress() as advance:
+            plan = make_plan(opened, sources, request, advance=advance)
         _print_plan(plan, err=not dry_run)
         if dry_run:
             return
         outcomes: list[Outcome] = []
-        with progress() as advance:
-            advance("replaying", 0, len(plan.jobs))
-            for outcome in run_ingest(opened, plan):
-                outcomes.append(outcome)
-                advance("replaying", len(outcomes), len(plan.jobs))
+        try:
+            with progress() as advance:
+                for outcome in run_ingest(opened, plan, advance=advance):
+                    outcomes.append(outcome)  # noqa: PERF402 (extend would lose the count when interrupted)
+        except KeyboardInterrupt:
+            note(f"interrupted after {len(outcomes)} checkpoints, which are kept: run the same command again to go on")
+            raise
     failed = _print_summary(plan, outcomes, store)
     if failed:
         raise click.exceptions.Exit(1)

@@ -2,13 +2,13 @@
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from replay.plan import Job, Plan, stored_layers
+from replay.plan import Advance, Job, Plan, stored_layers
 from store.catalog import Store
 from store.commits import LayerArray, commit_activations, fail_revisions, stage_activations
 from store.errors import InvalidInput, ReplayError, StoreError
@@ -36,7 +36,7 @@ class Outcome:
     """Why it failed."""
 
 
-def ingest(store: Store, plan: Plan) -> Iterator[Outcome]:
+def ingest(store: Store, plan: Plan, *, advance: Advance | None = None) -> Iterator[Outcome]:
     """Carry out a plan, yielding each checkpoint's outcome as it ends.
 
     Several processes may work on one store: a checkpoint is claimed before it is touched, one that another process
@@ -50,7 +50,12 @@ def ingest(store: Store, plan: Plan) -> Iterator[Outcome]:
     StoreError
         If the store itself cannot be written; nothing committed is lost.
     """
-    waiting = list(plan.jobs)
+    advance = advance or (lambda *_: None)
+    waiting, n_ended, n_probes = list(plan.jobs), 0, len(plan.request.probes.probes)
+
+    def report(what: str, n_replayed: int) -> None:
+        advance("ingest", n_ended * n_probes + n_replayed, len(plan.jobs) * n_probes, what)
+
     if waiting:
         choose_device(plan.request.device)  # a wrong one is the user's mistake, not that of every checkpoint
     while waiting:
@@ -60,11 +65,14 @@ def ingest(store: Store, plan: Plan) -> Iterator[Outcome]:
                 later.append(job)
                 continue
             try:
-                outcome = _attempt(store, plan, job)
+                outcome = _attempt(store, plan, job, report)
             finally:
                 store.index.release(job.key)
+            n_ended += 1
+            report(f"{n_ended} of {len(plan.jobs)}", 0)
             yield outcome
         if len(later) == len(waiting):
+            report(f"waiting for another process, {len(later)} left", 0)
             time.sleep(POLL_SECONDS)
         waiting = later
 
@@ -90,11 +98,11 @@ def choose_device(name: str) -> str:
     return name
 
 
-def _attempt(store: Store, plan: Plan, job: Job) -> Outcome:
+def _attempt(store: Store, plan: Plan, job: Job, report: Callable[[str, int], None]) -> Outcome:
     started = time.monotonic()
     error, elsewhere = None, False
     try:
-        elsewhere = not _replay(store, plan, job)
+        elsewhere = not _replay(store, plan, job, report)
     except StoreError:
         raise
     except ReplayError as failure:
@@ -106,7 +114,7 @@ def _attempt(store: Store, plan: Plan, job: Job) -> Outcome:
     return Outcome(job=job, seconds=time.monotonic() - started, elsewhere=elsewhere, error=error)
 
 
-def _replay(store: Store, plan: Plan, job: Job) -> bool:
+def _replay(store: Store, plan: Plan, job: Job, report: Callable[[str, int], None]) -> bool:
     from replay.capture import replay_probes
     from replay.models import load_model
 
@@ -116,6 +124,14 @@ def _replay(store: Store, plan: Plan, job: Job) -> bool:
         return False
     scratch = store.root / "checkpoints" / str(job.record.weights)[:32]
     device = choose_device(plan.request.device)
+    name, n_replayed = f"{job.source.run} {job.record.name}", 0
+
+    def batch_done(n_probes: int) -> None:
+        nonlocal n_replayed
+        n_replayed += n_probes
+        report(f"replaying {name}", n_replayed)
+
+    report(f"fetching {name}", 0)
     with job.source.fetch(job.record, list(job.record.files), scratch) as folder:
         model = load_model(folder, dtype=job.dtype, device=device)
         values = replay_probes(
@@ -124,6 +140,7 @@ def _replay(store: Store, plan: Plan, job: Job) -> bool:
             missing,
             batch_tokens=plan.request.batch_tokens,
             device=device,
+            progress=batch_done,
         )
     layers = [
         LayerArray(

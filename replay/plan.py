@@ -3,7 +3,7 @@
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,20 @@ from store.errors import CheckpointError, InvalidInput, InvalidLayer, UnknownLay
 from store.keys import content_key, replay_key
 from store.schema import Activation, Revision, Run, Tokenization
 
-__all__ = ["IngestRequest", "Job", "Plan", "RunPlan", "choose_probes", "make_plan", "scratch_store", "stored_layers"]
+__all__ = [
+    "Advance",
+    "IngestRequest",
+    "Job",
+    "Plan",
+    "RunPlan",
+    "choose_probes",
+    "make_plan",
+    "scratch_store",
+    "stored_layers",
+]
+
+Advance = Callable[[str, int, int, str], None]
+"""Told what is being done, how much of it is done, how much there is, and which part."""
 
 CONCURRENT_REQUESTS = 8
 DTYPES = ("float32", "bfloat16", "float16")
@@ -146,7 +159,9 @@ def choose_probes(store: Store, given: str) -> ProbeSet:
     return ProbeSet(given, tuple(Probe(row["text"], row["label"], row["probe_id"]) for row in rows))
 
 
-def make_plan(store: Store, sources: Sequence[Source], request: IngestRequest) -> Plan:
+def make_plan(
+    store: Store, sources: Sequence[Source], request: IngestRequest, *, advance: Advance | None = None
+) -> Plan:
     """Work out what is missing; fetches listings, configs and tokenizers, but no weights.
 
     Parameters
@@ -157,6 +172,8 @@ def make_plan(store: Store, sources: Sequence[Source], request: IngestRequest) -
         One for each run.
     request
         What to replay.
+    advance
+        Told of the listing of revisions.
 
     Raises
     ------
@@ -166,7 +183,7 @@ def make_plan(store: Store, sources: Sequence[Source], request: IngestRequest) -
     """
     probes = request.probes
     rows = [(probe.text, probe.label, probe.id) for probe in probes.probes]
-    listings = [(source, _chosen(store, source, request)) for source in sources]
+    listings = [(source, _chosen(store, source, request, advance)) for source in sources]
     put_probe_set(store, probes.name, digest=probes.digest, probes=rows)
     capture = put_capture(store, probe_set=probes.digest, max_length=request.max_length, dtype=request.dtype)
     plan = Plan(request=request, capture=capture, runs=[], jobs=[])
@@ -311,9 +328,10 @@ class _Preparation:
         }
 
     def _settle_tokens(self, record: RevisionRecord, listed: Sequence[RevisionRecord]) -> RevisionRecord:
+        # Files, not the digest, tell whose tokenizer it is: a row that was reused carries what it borrowed.
         lender = record
-        if record.tokenizer is None:
-            lenders = [other for other in listed if other.tokenizer and other.files]
+        if not tokenizer_files(record.files):
+            lenders = [other for other in listed if other.tokenizer and tokenizer_files(other.files)]
             if not lenders:
                 raise CheckpointError("no tokenizer files (such as tokenizer.json) in this or any chosen revision")
             lender = lenders[-1]
@@ -354,7 +372,7 @@ class _Preparation:
         return commit_tokens(self.store, tokenizer=digest, capture=self.capture, token_ids=tokens.ids)
 
 
-def _chosen(store: Store, source: Source, request: IngestRequest) -> list[RevisionRecord]:
+def _chosen(store: Store, source: Source, request: IngestRequest, advance: Advance | None) -> list[RevisionRecord]:
     chosen = select(source.list_revisions(), request.revisions, pattern=request.step_regex)
     known = _known(store, source)
 
@@ -366,8 +384,13 @@ def _chosen(store: Store, source: Source, request: IngestRequest) -> list[Revisi
             return replace(record, **same)
         return source.describe(record)
 
+    records: list[RevisionRecord] = []
     with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
-        return list(pool.map(described, chosen))
+        for record in pool.map(described, chosen):
+            records.append(record)
+            if advance is not None:
+                advance(source.run, len(records), len(chosen), f"listing {source.run}")
+    return records
 
 
 def _known(store: Store, source: Source) -> dict[str, Revision]:

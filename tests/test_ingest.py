@@ -258,17 +258,23 @@ def test_probe_files_report_what_they_hold_and_texts_that_were_cut(root: Path, f
 
 
 def test_a_revision_without_tokenizer_borrows_that_of_its_run(
-    root: Path, family: Path, tmp_path: Path, probe_file: Path
+    root: Path, family: Path, tmp_path: Path, probe_file: Path, hub: Hub
 ) -> None:
     shutil.copytree(family / "seed1", tmp_path / "run")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "run" / "step1" / name).unlink()
-    result = run("--store", root, "ingest", "--path", tmp_path / "run", "--revisions", "all", "--probes", probe_file)
-    assert "run step1 has no tokenizer; that of step8 is used" in result.stderr
-    assert len(Store(root).activations("run")["revision"]) == 5
+    publish(hub, "ingest/borrowed", tmp_path / "run")
+    base = ("--store", root, "ingest", "--repo", "ingest/borrowed", "--revisions", "all")
+    for number in (1, 2):  # the second time with rows that the index already has, and tokens that it has not
+        probes = write_probes(tmp_path / f"{number}.jsonl", 5 + number)
+        result = run(*base, "--probes", probes)
+        assert "ingest/borrowed step1 has no tokenizer; that of main is used" in result.stderr
+        assert Store(root).activations("ingest/borrowed").sizes["revision"] == 6
+    alone = run("--store", root, "ingest", "--path", tmp_path / "run" / "step1", "--probes", probe_file, code=1)
+    assert "no tokenizer files (such as tokenizer.json) in this or any chosen revision" in alone.stderr
 
 
-def test_negative_probes_are_chosen_by_name_and_the_built_in_set_needs_none(root: Path, family: Path) -> None:
+def test_the_built_in_probes_need_no_option_and_blocks_count_from_the_end(root: Path, family: Path) -> None:
     run("--store", root, "ingest", "--path", family / "seed1", "--revisions", "step8", "--layers", "blocks[-1]")
     store = Store(root)
     assert store.probe_sets().iloc[0].to_dict() | {"digest": ""} == {

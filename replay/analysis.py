@@ -93,7 +93,8 @@ def analyze_spread(
         )
     captures = _shared_captures(store, names, probes)
     tables = {name: _slices(store, name, captures[name]) for name in names}
-    chosen = _shared_layers(tables, layers)
+    depths = {store.n_blocks(name) for name in names}
+    chosen = _shared_layers(tables, layers, depths.pop() if len(depths) == 1 else None)
     join = join_on_step({name: sorted({step for step, _ in table}) for name, table in tables.items()})
     cells = [
         _Cell(step, layer, tuple(tables[name][step, layer] for name in names))
@@ -162,13 +163,15 @@ def _slices(store: Store, run: str, capture: CaptureInfo) -> dict[tuple[int, str
     return table
 
 
-def _shared_layers(tables: dict[str, dict[tuple[int, str], Slice]], wanted: Sequence[str] | None) -> list[str]:
+def _shared_layers(
+    tables: dict[str, dict[tuple[int, str], Slice]], wanted: Sequence[str] | None, n_blocks: int | None
+) -> list[str]:
     per_run = [{layer for _, layer in table} for table in tables.values()]
     shared = set.intersection(*per_run)
     if not shared:
         has = "; ".join(f"{run}: {', '.join(sorted(layers)[:3])}" for run, layers in zip(tables, per_run, strict=True))
         raise UnknownLayer(f"the runs have no pooled layer in common; they have {has or 'none'}")
-    return sorted(match_layers(wanted, shared), key=layer_order)
+    return sorted(match_layers(wanted, shared, n_blocks=n_blocks), key=layer_order)
 
 
 def _compute(

@@ -20,7 +20,7 @@ from replay.sources.files import CONFIG, tokenizer_files
 from store.catalog import INDEX, Store
 from store.commits import RevisionRecord, commit_tokens, put_capture, put_probe_set, put_revisions, put_run
 from store.errors import CheckpointError, InvalidInput, InvalidLayer, UnknownLayer
-from store.keys import content_key, replay_key
+from store.keys import content_key, n_blocks_key, replay_key
 from store.schema import Activation, Revision, Run, Tokenization
 
 __all__ = [
@@ -310,7 +310,7 @@ class _Preparation:
         self._positions[config] = known["positions"]
 
     def _read_config(self, record: RevisionRecord) -> dict[str, Any]:
-        from replay.layers import expand_layers
+        from replay.layers import expand_layers, n_blocks
         from replay.models import layer_model
 
         with self.source.fetch(record, [CONFIG], self.scratch) as folder:
@@ -321,6 +321,7 @@ class _Preparation:
             error.add_note(f"in {self.source.run} {record.name}")
             raise
         config = model.config
+        self.store.index.remember(n_blocks_key(str(record.config)), {"n_blocks": n_blocks(model)})
         return {
             "layers": [[str(layer.spec), layer.module] for layer in layers],
             "width": int(getattr(config, "hidden_size", 0) or 0),

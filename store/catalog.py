@@ -11,6 +11,7 @@ from sqlalchemy import Row, select
 from store import tables
 from store.errors import InvalidInput, NotAStore, StoreDamaged, UnknownRun
 from store.index import Index
+from store.keys import n_blocks_key
 from store.names import layer_order, match_layers, suggest
 from store.schema import (
     Activation,
@@ -185,7 +186,7 @@ class Store:
         """
         capture = self.capture(run, probes=probes, dtype=dtype)
         rows = self.slices(run, capture, Activation)
-        kept = match_layers(layers, {row.layer for row in rows})
+        kept = match_layers(layers, {row.layer for row in rows}, n_blocks=self.n_blocks(run))
         rows = [row for row in rows if row.layer in kept]
         groups: dict[tuple[str, int], list[Row[Any]]] = {}
         for row in rows:
@@ -257,7 +258,7 @@ class Store:
         if gauge not in gauges:
             raise UnknownRun(f"run {run!r} has no operators of gauge {gauge}; it has {'; '.join(gauges)}")
         rows = [row for row in rows if row.gauge == gauge]
-        kept = match_layers(layer, {row.layer for row in rows})
+        kept = match_layers(layer, {row.layer for row in rows}, n_blocks=self.n_blocks(run))
         rows = [row for row in rows if row.layer in kept]
         names = sorted(kept, key=layer_order)
         revisions = self._replayed(rows)
@@ -312,6 +313,12 @@ class Store:
         """Return the flat token axis of a tokenization: token_probe, token_position, token_id, each (token,)."""
         dataset = self._plain(segment)
         return {name: dataset[name].to_numpy() for name in ("token_probe", "token_position", "token_id")}
+
+    def n_blocks(self, run: str) -> int | None:
+        """Return how many blocks the models of ``run`` have, stored or not; None if it is not known or varies."""
+        configs = {revision.config for revision in self._revisions(run) if revision.config}
+        counts = {(self.index.fact(n_blocks_key(config)) or {}).get("n_blocks") for config in configs}
+        return counts.pop() if len(counts) == 1 else None
 
     def view(self, run: str, **selection: Any) -> "SegmentView":
         """Return the Zarr store behind `activations`, to be listed, pickled or exported."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-__all__ = ["canonical", "content_key", "git_blob_id", "replay_key", "weights_digest"]
+__all__ = ["canonical", "content_key", "git_blob_id", "n_blocks_key", "replay_key", "weights_digest"]
 
 
 def content_key(kind: str, **parts: object) -> str:
@@ -42,6 +42,11 @@ def weights_digest(files: Mapping[str, str], *, config: str) -> str:
         The blob id of ``config.json``: equal tensors under another architecture are another model.
     """
     return content_key("weights", files=sorted(files.items()), config=config)
+
+
+def n_blocks_key(config: str) -> str:
+    """Return the key of the fact how many blocks the models of a ``config.json`` have."""
+    return content_key("n_blocks", config=config)
 
 
 def replay_key(*, weights: str, tokens: str, dtype: str) -> str:

@@ -10,20 +10,32 @@ from store.errors import UnknownLayer
 __all__ = ["layer_order", "match_layers", "suggest"]
 
 
-def match_layers(wanted: str | Sequence[str] | None, there: set[str]) -> set[str]:
+def match_layers(wanted: str | Sequence[str] | None, there: set[str], *, n_blocks: int | None = None) -> set[str]:
     """Return the stored layers that names, globs or negative block numbers select.
+
+    Parameters
+    ----------
+    wanted
+        ``blocks[3]:output:mean``, ``blocks[3]`` for short, ``blocks[*]``, ``blocks[-1]``; everything if None.
+    there
+        Names of the stored layers.
+    n_blocks
+        How many blocks the model has, stored or not: what negative numbers count from.
 
     Raises
     ------
     UnknownLayer
-        If one of them selects nothing; the nearest stored ones are named.
+        If one of them selects nothing, the nearest stored ones are named; or if a negative number cannot be counted.
     """
     if wanted is None:
         return there
-    last = max((int(n) for name in there for n in re.findall(r"^blocks\[(\d+)\]", name)), default=-1)
     kept: set[str] = set()
     for pattern in [wanted] if isinstance(wanted, str) else wanted:
-        name = re.sub(r"^blocks\[-(\d+)\]", lambda m: f"blocks[{last + 1 - int(m[1])}]", pattern)
+        name = pattern
+        if negative := re.match(r"blocks\[-(\d+)\]", pattern):
+            if n_blocks is None:
+                raise UnknownLayer(f"{pattern!r} needs one number of blocks for all, and there is none: name the block")
+            name = f"blocks[{n_blocks - int(negative[1])}]{pattern[negative.end() :]}"
         for full in (name, f"{name}:output:mean"):
             # fnmatch would read the brackets of blocks[3] as a set of characters
             glob = full.replace("[", "[[]")

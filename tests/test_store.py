@@ -166,7 +166,11 @@ def test_layers_of_other_widths_and_token_level_ones_stand_beside(filling: Filli
 
 def test_layers_are_chosen_by_name_glob_and_from_the_end() -> None:
     there = {f"blocks[{n}]:output:mean" for n in range(12)} | {"blocks[3]:output:cls", "embed:output:mean"}
-    assert match_layers("blocks[-1]:output:mean", there) == {"blocks[11]:output:mean"}
+    assert match_layers("blocks[-1]:output:mean", there, n_blocks=12) == {"blocks[11]:output:mean"}
+    with pytest.raises(UnknownLayer, match=r"no stored layer 'blocks\[-1\]'"):
+        match_layers("blocks[-1]", there, n_blocks=24)  # not the last one stored, but the last one
+    with pytest.raises(UnknownLayer, match="needs one number of blocks for all, and there is none: name the block"):
+        match_layers("blocks[-1]", there)
     assert match_layers("blocks[1]", there) == {"blocks[1]:output:mean"}
     assert match_layers("blocks[3]:*", there) == {"blocks[3]:output:mean", "blocks[3]:output:cls"}
     assert len(match_layers("blocks[*]", there)) == 12

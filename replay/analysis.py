@@ -113,9 +113,10 @@ def analyze_spread(
     }
     inputs = [[cell.step, cell.layer, [piece.replay for piece in cell.slices]] for cell in cells]
     key = content_key("spread", inputs=inputs, **parameters)
-    if not use_result(store, key):
+    parameters["dropped"] = join.dropped
+    if not use_result(store, key, parameters=parameters):
         rows, unavailable = _compute(store, cells, gauge, cluster, advance)
-        _store_spread(store, key, parameters, rows, unavailable, join.dropped)
+        _store_spread(store, key, parameters, rows, unavailable)
     return store.result("spread", key=key)
 
 
@@ -241,7 +242,6 @@ def _store_spread(
     parameters: dict[str, Any],
     rows: dict[tuple[int, str], StepSpread],
     unavailable: dict[tuple[int, str], str],
-    dropped: dict[str, list[int]],
 ) -> None:
     steps, layers = parameters["steps"], parameters["layers"]
     names = ("spread", "spread_normalized")
@@ -277,12 +277,11 @@ def _store_spread(
         "gauge": parameters["gauge"],
         "interval": "95 % over probes, delete-group jackknife with operators recomputed",
         "rate_unit": "ln(spread) per 1,000 steps",
-        "dropped": dropped,
         "unavailable": reasons,
     }
     arrays["layer"] = Array(np.array(layers, dtype=object), ("layer",))
     staged = stage_result(store.root, key, arrays=arrays, attrs=attrs)
-    commit_result(store, staged, name="spread", parameters={**parameters, "dropped": dropped})
+    commit_result(store, staged, name="spread", parameters=parameters)
 
 
 def _rate(layer: str, rows: dict[tuple[int, str], StepSpread]) -> Rate:

@@ -16,7 +16,7 @@ from store.errors import InvalidInput, ReplayError, StoreError
 __all__ = ["Outcome", "choose_device", "ingest"]
 
 VERSION = 1
-"""Raise when the replay would give other numbers for the same weights and tokens."""
+"""Recorded with every segment; raised when the replay would give other numbers for the same weights and tokens."""
 
 POLL_SECONDS = 0.5
 """How long to wait before looking again at work that another process has claimed."""

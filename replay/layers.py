@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["LayerSpec", "ResolvedLayer", "Site", "expand_layers", "find_sites", "n_blocks", "resolve_layer"]
+__all__ = ["VERSION", "LayerSpec", "ResolvedLayer", "Site", "expand_layers", "find_sites", "n_blocks", "resolve_layer"]
 
 POINTS = ("output", "input", "hidden_states")
 REDUCTIONS = ("mean", "last_token", "first_token", "all")
 DEFAULT_LAYERS = ("blocks[*]",)
+VERSION = 1
+"""Part of the key under which resolved layers are remembered: raised whenever an expression may come to mean others."""
 _REDUCTION_ALIASES = {"cls": "first_token", "none": "all"}
 _PART = re.compile(r"([^\s.:\[\]]+)((?:\[[^\s.\[\]]+\])*)")
 _INDEX = re.compile(r"\*|-?\d+|(-?\d+)?:(-?\d+)?(:-?[1-9]\d*)?")

@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import select as sql_select
 
+from replay import layers as layers_module
 from replay.layers import DEFAULT_LAYERS, LayerSpec, ResolvedLayer
 from replay.probes import MAX_LENGTH, Probe, ProbeSet, builtin_probes, read_probes
 from replay.revisions import DEFAULT_REVISIONS, select
@@ -296,7 +297,9 @@ class _Preparation:
         if config in self.layers:
             return
         request = self.request
-        key = content_key("layers", config=config, layers=request.layers, reduce=request.reduce)
+        key = content_key(
+            "layers", config=config, layers=request.layers, reduce=request.reduce, version=layers_module.VERSION
+        )
         known = self.store.index.fact(key)
         if known is None:
             try:

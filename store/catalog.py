@@ -280,7 +280,9 @@ class Store:
         for row in rows:
             same = wanted is None or sorted(row.parameters.get("runs", [])) == wanted
             if row.name == name and same and key in (None, row.segment):
-                return self._plain(row.segment)
+                # The row, not the segment, knows what was left out: that changes without changing any number.
+                about = {name: value for name, value in row.parameters.items() if name not in ("layers", "steps")}
+                return self._plain(row.segment).assign_attrs(about)
         there = sorted({row.name for row in rows})
         raise UnknownRun(
             f"the store has no result {name!r}{f' of runs {wanted}' if wanted else ''}: "

@@ -284,13 +284,13 @@ def commit_result(store: Store, staged: Staged, *, name: str, parameters: Mappin
     _commit(store, staged, rows)
 
 
-def use_result(store: Store, key: str) -> bool:
-    """Mark a result as the latest of its name; False if the store does not hold it."""
+def use_result(store: Store, key: str, *, parameters: Mapping[str, Any]) -> bool:
+    """Mark a result as the latest of its name, with what is said of it now; False if the store does not hold it."""
     with store.index.write() as session:
         row = session.get(Result, key)
         if row is None:
             return False
-        row.used = time.time()
+        row.used, row.parameters = time.time(), dict(parameters)
     return True
 
 

@@ -196,6 +196,23 @@ def test_a_new_checkpoint_costs_its_own_operators_only(
     assert list(analyze_spread(store)["step"].values) == [0, 1, 2, 4, 8]
 
 
+def test_what_is_left_out_is_told_anew_even_when_no_number_changes(copied: Path, family: Path, tmp_path: Path) -> None:
+    run("--store", copied, "analyze", "spread")
+    assert Store(copied).result("spread").attrs["dropped"] == {}
+    shutil.copytree(family / "seed1" / "step8", tmp_path / "seed1" / "step9")
+    write_run(tmp_path / "seed1", seed=1, steps=(16,))
+    store = open_store(copied, write=True)
+    with store.index.write() as session:
+        session.connection().exec_driver_sql(
+            "UPDATE run SET location = ? WHERE name = 'seed1'", (str(tmp_path / "seed1"),)
+        )
+    run("--store", copied, "ingest", "--path", tmp_path / "seed1", "--revisions", "all", "--probes", "forty")
+    shown = run("--store", copied, "analyze", "spread")
+    assert "left out: seed1 at 2 steps that another run lacks: 9, 16" in shown.stderr
+    assert Store(copied).result("spread").attrs["dropped"] == {"seed1": [9, 16]}
+    assert len(Store(copied).results()) == 1
+
+
 @pytest.fixture(scope="module")
 def threads_json(replayed: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("threads") / "store"

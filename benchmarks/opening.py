@@ -20,7 +20,6 @@ from store.commits import (
     commit_tokens,
     put_capture,
     put_probe_set,
-    put_revisions,
     put_run,
     stage_activations,
 )
@@ -36,9 +35,8 @@ def fill(root: Path, plain: Path) -> None:
     put_probe_set(store, "bench", digest="d" * 64, probes=[(f"probe {i}", None, None) for i in range(N_PROBES)])
     capture = put_capture(store, probe_set="d" * 64, max_length=128, dtype="float32")
     tokens = commit_tokens(store, tokenizer="t", capture=capture, token_ids=[[1]] * N_PROBES)
-    run = put_run(store, "bench/run", source="hub", location="bench/run")
     records = [RevisionRecord(f"step{i}", step=i, weights=f"w{i}", tokenizer="t") for i in range(N_REVISIONS)]
-    put_revisions(store, run, records)
+    put_run(store, "bench/run", source="hub", location="bench/run", records=records)
     rng = np.random.default_rng(0)
     plain.mkdir()
     for number in range(N_REVISIONS):

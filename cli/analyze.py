@@ -80,8 +80,10 @@ def spread(
     for written in (csv, plot):
         if written is not None:
             note(f"written: {written}")
-    for run, steps in result.attrs["dropped"].items():
-        note(f"left out: {run} at {len(steps)} steps that another run lacks: {', '.join(str(s) for s in steps)}")
+    for run, names in result.attrs["dropped"].items():
+        note(f"left out: {run} {', '.join(names)}: another run lacks the step, or another revision holds it")
+    for one, other in result.attrs["identical"]:
+        note(f"identical: {one} and {other} hold the same checkpoints, so their distance is 0 everywhere")
     for step, layer, reason in result.attrs["unavailable"]:
         note(f"unavailable: {layer}{'' if step is None else f' at step {step}'}: {reason}")
 

@@ -104,18 +104,18 @@ def ingest(
 
 def _print_plan(plan: "Plan", *, err: bool) -> None:
     request = plan.request
-    columns = ("run", "revisions", "to replay", "present", "aliases", "failed")
+    columns = ("run", "revisions", "unique", "to replay", "present", "aliases", "failed")
     rows = []
     for run in plan.runs:
         n_jobs = sum(job.source.run == run.run for job in plan.jobs)
-        rows.append((run.run, len(run.selected), n_jobs, run.n_present, run.n_aliases, len(run.failed)))
+        rows.append((run.run, len(run.selected), run.n_unique, n_jobs, run.n_present, run.n_aliases, len(run.failed)))
     print_table(columns, rows, err=err)
     for line in plan.notes:
         click.echo(line, err=err)
     click.echo(
         f"{len(request.probes.probes)} probes of {request.probes.name!r}, layers {', '.join(request.layers)}, "
         f"{request.dtype}: {len(plan.jobs)} checkpoints to replay, {human_bytes(plan.bytes_to_fetch)} to fetch, "
-        f"{human_bytes(plan.bytes_to_store)} to store",
+        f"about {human_bytes(plan.bytes_to_store)} to store",
         err=err,
     )
 

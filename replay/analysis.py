@@ -1,9 +1,10 @@
 """Analyses of a store: from names of runs and layers to a stored, memoised result."""
 
 import fnmatch
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from store.commits import commit_result, stage_result, use_result
 from store.errors import InvalidInput, Unavailable, UnknownLayer, UnknownRun
 from store.keys import content_key
 from store.names import layer_order, match_layers, suggest
-from store.schema import Activation, Operator
+from store.schema import Activation, Operator, Revision
 from store.segments import Array, read_slice
 
 if TYPE_CHECKING:
@@ -36,6 +37,20 @@ class _Cell:
     step: int
     layer: str
     slices: tuple[Slice, ...]
+
+
+@dataclass
+class _History:
+    """What one run has to compare: its pooled layers at each step."""
+
+    revisions: dict[int, Revision] = field(default_factory=dict)
+    slices: dict[tuple[int, str], Slice] = field(default_factory=dict)
+    doubles: list[str] = field(default_factory=list)
+    """Revisions at a step that another one, with other weights, already holds."""
+
+    def steps(self, layers: Sequence[str]) -> list[int]:
+        """Return the steps at which any of ``layers`` is stored."""
+        return sorted({step for step, layer in self.slices if layer in layers})
 
 
 def analyze_spread(
@@ -75,7 +90,8 @@ def analyze_spread(
     xarray.Dataset
         Over (step, layer): ``spread`` and ``spread_normalized``, each with ``_low``, ``_high`` (95 % interval over
         probes) and ``_ceiling``; over layer: ``rate``, ``rate_low``, ``rate_high`` (slope of ln spread per 1,000
-        steps). Where something is undefined the value is NaN and ``attrs["unavailable"]`` has the reason.
+        steps); over (run, step): ``revision``, ``commit`` and ``weights`` that each value was made from. Where
+        something is undefined the value is NaN and ``attrs["unavailable"]`` has the reason.
 
     Raises
     ------
@@ -91,32 +107,35 @@ def analyze_spread(
             f"spread is the distance between runs and needs two: {names[0]} is the only one chosen; ingest another "
             "seed of it, or choose more with --runs"
         )
-    captures = _shared_captures(store, names, probes)
-    tables = {name: _slices(store, name, captures[name]) for name in names}
+    capture = _shared_capture(store, names, probes)
+    histories = {name: _history(store, name, capture) for name in names}
     depths = {store.n_blocks(name) for name in names}
-    chosen = _shared_layers(tables, layers, depths.pop() if len(depths) == 1 else None)
-    join = join_on_step({name: sorted({step for step, _ in table}) for name, table in tables.items()})
-    cells = [
-        _Cell(step, layer, tuple(tables[name][step, layer] for name in names))
-        for step in join.steps
-        for layer in chosen
-        if all((step, layer) in tables[name] for name in names)
-    ]
-    parameters = {
+    chosen = _shared_layers(histories, layers, depths.pop() if len(depths) == 1 else None)
+    join = join_on_step({name: history.steps(chosen) for name, history in histories.items()})
+    cells, lacking = _cells(histories, join.steps, chosen)
+    made_from = {
+        what: [[getattr(histories[name].revisions[step], what) or "" for step in join.steps] for name in names]
+        for what in ("name", "commit", "weights")
+    }
+    parameters: dict[str, Any] = {
         "runs": names,
         "layers": chosen,
         "steps": join.steps,
-        "probes": captures[names[0]].probes,
+        "probes": capture.probes,
+        "probe_set": capture.probe_set,
+        "max_length": capture.max_length,
+        "dtype": capture.dtype,
         "gauge": gauge_key(gauge),
         "groups": N_GROUPS,
         "version": spread_module.VERSION,
     }
     inputs = [[cell.step, cell.layer, [piece.replay for piece in cell.slices]] for cell in cells]
-    key = content_key("spread", inputs=inputs, **parameters)
-    parameters["dropped"] = join.dropped
+    key = content_key("spread", inputs=inputs, made_from=made_from, **parameters)
+    parameters["dropped"] = _dropped(histories, join.dropped)
+    parameters["identical"] = _identical(names, cells)
     if not use_result(store, key, parameters=parameters):
         rows, unavailable = _compute(store, cells, gauge, cluster, advance)
-        _store_spread(store, key, parameters, rows, unavailable)
+        _store_spread(store, key, parameters, made_from, rows, lacking | unavailable)
     return store.result("spread", key=key)
 
 
@@ -139,40 +158,72 @@ def choose_runs(store: Store, patterns: Sequence[str]) -> list[str]:
     return sorted(chosen)
 
 
-def _shared_captures(store: Store, runs: Sequence[str], probes: str | None) -> dict[str, CaptureInfo]:
+def _shared_capture(store: Store, runs: Sequence[str], probes: str | None) -> CaptureInfo:
     there = {run: store.captures(run) for run in runs}
     common = [
-        info for info in there[runs[0]] if all(info.key in {c.key for c in captures} for captures in there.values())
+        info
+        for info in there[runs[0]]
+        if all(info.key in {c.key for c in captures} for captures in there.values()) and probes in (None, info.probes)
     ]
-    if probes is not None:
-        common = [info for info in common if info.probes == probes]
     if not common:
         has = "; ".join(f"{run}: {', '.join(f'{c.probes} ({c.dtype})' for c in there[run])}" for run in runs)
         wanted = f"probes {probes!r}" if probes else "one probe set at one precision"
         raise InvalidInput(f"the runs were not all replayed with {wanted}, so they cannot be compared; they have {has}")
-    return dict.fromkeys(runs, common[-1])
+    return common[-1]
 
 
-def _slices(store: Store, run: str, capture: CaptureInfo) -> dict[tuple[int, str], Slice]:
-    table: dict[tuple[int, str], Slice] = {}
+def _history(store: Store, run: str, capture: CaptureInfo) -> _History:
+    history = _History()
     for row in store.slices(run, capture, Activation):
-        if row.Revision.step is None or row.level != "probe":
+        revision = row.Revision
+        if revision.step is None or row.level != "probe":
             continue
-        # Where stages restart their count, the first stage keeps the step.
-        piece = Slice(row.key, row.layer, row.segment, row.array, row.position)
-        table.setdefault((row.Revision.step, row.layer), piece)
-    return table
+        # Training order: where stages restart their count, the first keeps the step.
+        first = history.revisions.setdefault(revision.step, revision)
+        if first.name == revision.name:
+            piece = Slice(row.key, row.layer, row.segment, row.array, row.position)
+            history.slices[revision.step, row.layer] = piece
+        elif first.weights != revision.weights and revision.name not in history.doubles:
+            history.doubles.append(revision.name)
+    return history
 
 
-def _shared_layers(
-    tables: dict[str, dict[tuple[int, str], Slice]], wanted: Sequence[str] | None, n_blocks: int | None
-) -> list[str]:
-    per_run = [{layer for _, layer in table} for table in tables.values()]
-    shared = set.intersection(*per_run)
+def _shared_layers(histories: Mapping[str, _History], wanted: Sequence[str] | None, n_blocks: int | None) -> list[str]:
+    per_run = {run: {layer for _, layer in history.slices} for run, history in histories.items()}
+    shared = set.intersection(*per_run.values())
     if not shared:
-        has = "; ".join(f"{run}: {', '.join(sorted(layers)[:3])}" for run, layers in zip(tables, per_run, strict=True))
+        has = "; ".join(f"{run}: {', '.join(sorted(layers)[:3])}" for run, layers in per_run.items())
         raise UnknownLayer(f"the runs have no pooled layer in common; they have {has or 'none'}")
     return sorted(match_layers(wanted, shared, n_blocks=n_blocks), key=layer_order)
+
+
+def _cells(
+    histories: Mapping[str, _History], steps: Sequence[int], layers: Sequence[str]
+) -> tuple[list[_Cell], dict[tuple[int, str], str]]:
+    cells, lacking = [], {}
+    for step in steps:
+        for layer in layers:
+            without = [run for run, history in histories.items() if (step, layer) not in history.slices]
+            if without:
+                lacking[step, layer] = f"{', '.join(without)} has this layer not at this step: ingest it with --layers"
+            else:
+                cells.append(_Cell(step, layer, tuple(h.slices[step, layer] for h in histories.values())))
+    return cells, lacking
+
+
+def _dropped(histories: Mapping[str, _History], steps: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
+    """Name the revisions left out: at a step that another run lacks, or that another revision of the run holds."""
+    names = {
+        run: [history.revisions[step].name for step in steps.get(run, ())] + history.doubles
+        for run, history in histories.items()
+    }
+    return {run: left_out for run, left_out in names.items() if left_out}
+
+
+def _identical(runs: Sequence[str], cells: Sequence[_Cell]) -> list[list[str]]:
+    """Name the pairs of runs that hold the very same checkpoints, as one folder ingested from two places does."""
+    columns = list(zip(*([piece.replay for piece in cell.slices] for cell in cells), strict=True))
+    return [[runs[i], runs[j]] for i, j in combinations(range(len(runs)), 2) if columns and columns[i] == columns[j]]
 
 
 def _compute(
@@ -240,6 +291,7 @@ def _store_spread(
     store: Store,
     key: str,
     parameters: dict[str, Any],
+    made_from: Mapping[str, Sequence[Sequence[str]]],
     rows: dict[tuple[int, str], StepSpread],
     unavailable: dict[tuple[int, str], str],
 ) -> None:
@@ -269,10 +321,15 @@ def _store_spread(
     arrays = {name: Array(values, ("step", "layer")) for name, values in grids.items()}
     arrays |= {name: Array(values, ("layer",)) for name, values in rates.items()}
     arrays["step"] = Array(np.array(steps, dtype=np.int64), ("step",))
+    for name, values in made_from.items():
+        text = np.array(values, dtype=object)
+        arrays["revision" if name == "name" else name] = Array(text, ("run", "step"))
+    arrays["run"] = Array(np.array(parameters["runs"], dtype=object), ("run",))
     attrs = {
         "analysis": "spread",
         "runs": parameters["runs"],
         "probes": parameters["probes"],
+        "probe_set": parameters["probe_set"],
         "n_probes": max((row.n_probes for row in rows.values()), default=0),
         "gauge": parameters["gauge"],
         "interval": "95 % over probes, delete-group jackknife with operators recomputed",

@@ -1,6 +1,5 @@
 """Replaying checkpoints into a store: claim, fetch, replay, commit, one checkpoint after the other."""
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -115,6 +114,8 @@ def _attempt(store: Store, plan: Plan, job: Job, report: Callable[[str, int], No
 
 
 def _replay(store: Store, plan: Plan, job: Job, report: Callable[[str, int], None]) -> bool:
+    from importlib.metadata import version as version_of
+
     from replay.capture import replay_probes
     from replay.models import load_model
 
@@ -122,7 +123,7 @@ def _replay(store: Store, plan: Plan, job: Job, report: Callable[[str, int], Non
     missing = [layer for layer in job.layers if str(layer.spec) not in stored]
     if not missing:
         return False
-    scratch = store.root / "checkpoints" / str(job.record.weights)[:32]
+    scratch = store.root / "checkpoints" / job.key  # the claim on the key is the claim on the folder
     device = choose_device(plan.request.device)
     name, n_replayed = f"{job.source.run} {job.record.name}", 0
 
@@ -152,10 +153,14 @@ def _replay(store: Store, plan: Plan, job: Job, report: Callable[[str, int], Non
         for layer in missing
     ]
     identity = {"weights": str(job.record.weights), "tokens": job.tokens, "dtype": job.dtype}
-    staged = stage_activations(store.root, layers=layers, attrs={"version": VERSION}, **identity)
-    done = commit_activations(store, staged, layers=layers, claim=job.key, **identity)
-    shutil.rmtree(scratch, ignore_errors=True)
-    return done
+    made = {
+        "version": VERSION,
+        "batch_tokens": plan.request.batch_tokens,
+        "device": device,
+        "torch": version_of("torch"),
+    }
+    staged = stage_activations(store.root, layers=layers, attrs=made, **identity)
+    return commit_activations(store, staged, layers=layers, claim=job.key, **identity)
 
 
 def _token_ids(store: Store, segment: str, n_probes: int) -> Sequence[Sequence[int]]:

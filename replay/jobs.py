@@ -5,6 +5,7 @@ something small. Every task computes on one BLAS thread, so that the numbers do 
 """
 
 import functools
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,7 +60,9 @@ def execute(tasks: Mapping[str, Callable[[], Any]], *, cluster: Cluster, done: C
     from distributed import as_completed
 
     with _client(cluster) as client:
-        futures = {client.submit(_alone, task, key=key, pure=True): key for key, task in tasks.items()}
+        # A scheduler hands one result to all who submit under one key: two stores or two gauges must never share one.
+        call = uuid.uuid4().hex
+        futures = {client.submit(_alone, task, key=f"{key}-{call}"): key for key, task in tasks.items()}
         for future, result in as_completed(list(futures), with_results=True):
             done(futures[future], result)
             future.release()
@@ -95,12 +98,12 @@ def _client(cluster: Cluster) -> Iterator[Any]:
     if cluster.scheduler is None:
         with (
             LocalCluster(n_workers=cluster.workers, threads_per_worker=1, dashboard_address=None) as local,
-            Client(local) as client,
+            Client(local, set_as_default=False) as client,
         ):
             yield client
         return
     try:
-        client = Client(cluster.scheduler, timeout=CONNECT_SECONDS)
+        client = Client(cluster.scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         raise SourceUnreachable(
             f"no Dask scheduler answers at {cluster.scheduler}: start one (`dask scheduler`) or use --workers"

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from replay.revisions import DEFAULT_REVISIONS, select
 from replay.sources import Source
 from replay.sources.files import CONFIG, tokenizer_files
 from store.catalog import INDEX, Store
-from store.commits import RevisionRecord, commit_tokens, put_capture, put_probe_set, put_revisions, put_run
+from store.commits import RevisionRecord, commit_tokens, get_revisions, put_capture, put_probe_set, put_run, use_capture
 from store.errors import CheckpointError, InvalidInput, InvalidLayer, UnknownLayer
 from store.keys import content_key, n_blocks_key, replay_key
-from store.schema import Activation, Revision, Run, Tokenization
+from store.schema import Activation, Tokenization
+from store.segments import scratch_name, segment_path
 
 __all__ = [
     "Advance",
@@ -106,6 +107,8 @@ class RunPlan:
     """Its row."""
     selected: list[RevisionRecord]
     """The chosen revisions."""
+    n_unique: int = 0
+    """Different weights among them."""
     n_present: int = 0
     """Revisions, aliases aside, of which every layer is stored."""
     n_aliases: int = 0
@@ -195,9 +198,9 @@ def make_plan(
             records = [preparation.complete(record, listed) for record in listed]
         finally:
             shutil.rmtree(preparation.scratch, ignore_errors=True)
-        run_id = put_run(store, source.run, source=source.kind, location=source.location)
-        put_revisions(store, run_id, records)
+        run_id = put_run(store, source.run, source=source.kind, location=source.location, records=records)
         run = RunPlan(run=source.run, run_id=run_id, selected=records, failed=[r for r in records if r.error])
+        run.n_unique = len({record.weights for record in records if record.weights})
         plan.runs.append(run)
         seen: set[str] = set()
         for record in records:
@@ -236,13 +239,16 @@ def make_plan(
                 plan.bytes_to_store += 4 * n_rows * widths
         plan.notes += preparation.notes
     plan.jobs = list(jobs.values())
+    use_capture(store, capture)
     return plan
 
 
 def stored_layers(store: Store, key: str) -> set[str]:
-    """Return the names of the layers stored for one replay."""
+    """Return the names of the layers stored for one replay; one whose segment somebody removed is not stored."""
     with store.index.read() as session:
-        return set(session.scalars(sql_select(Activation.layer).where(Activation.replay == key)))
+        rows = session.execute(sql_select(Activation.layer, Activation.segment).where(Activation.replay == key)).all()
+    there = {segment: segment_path(store.root, segment).is_dir() for segment in {row.segment for row in rows}}
+    return {row.layer for row in rows if there[row.segment]}
 
 
 @contextmanager
@@ -258,11 +264,12 @@ def scratch_store(root: Path) -> Iterator[Store]:
             Store(root)  # refuses what is no store of this version
         if (root / INDEX).exists():
             copy.mkdir()
-            connection = sqlite3.connect(f"{(root / INDEX).resolve().as_uri()}?mode=ro", uri=True)
-            try:
+            with closing(sqlite3.connect(f"{(root / INDEX).resolve().as_uri()}?mode=ro", uri=True)) as connection:
                 connection.execute("VACUUM INTO ?", (str(copy / INDEX),))
-            finally:
-                connection.close()
+            for segment in (root / "segments").glob("*/*"):
+                link = segment_path(copy, segment.name)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(segment.resolve(), target_is_directory=True)
         yield open_store(copy, write=True)
 
 
@@ -278,7 +285,8 @@ class _Preparation:
         self.notes: list[str] = []
         self._positions: dict[str, int | None] = {}
         self._broken: dict[str, str] = {}
-        self.scratch = store.root / "checkpoints" / f"plan-{content_key('source', location=source.location)[:16]}"
+        self._stranger: RevisionRecord | None = None
+        self.scratch = store.root / "checkpoints" / scratch_name()
 
     def complete(self, record: RevisionRecord, listed: Sequence[RevisionRecord]) -> RevisionRecord:
         """Return ``record`` with its tokenizer settled, its config's layers resolved and its token ids stored."""
@@ -328,17 +336,14 @@ class _Preparation:
         return {
             "layers": [[str(layer.spec), layer.module] for layer in layers],
             "width": int(getattr(config, "hidden_size", 0) or 0),
-            "positions": getattr(config, "max_position_embeddings", None),
+            "positions": _n_positions(config),
         }
 
     def _settle_tokens(self, record: RevisionRecord, listed: Sequence[RevisionRecord]) -> RevisionRecord:
         # Files, not the digest, tell whose tokenizer it is: a row that was reused carries what it borrowed.
         lender = record
         if not tokenizer_files(record.files):
-            lenders = [other for other in listed if other.tokenizer and tokenizer_files(other.files)]
-            if not lenders:
-                raise CheckpointError("no tokenizer files (such as tokenizer.json) in this or any chosen revision")
-            lender = lenders[-1]
+            lender = self._lender(listed)
             self.notes.append(f"{self.source.run} {record.name} has no tokenizer; that of {lender.name} is used")
         positions = self._positions[str(record.config)]
         # A reused row already carries the limit behind the colon.
@@ -347,6 +352,19 @@ class _Preparation:
             self.tokens[digest] = self._stored_tokens(digest) or self._tokenize(lender, digest, positions)
             self.n_tokens[digest] = self._count_tokens(self.tokens[digest])
         return replace(record, tokenizer=digest)
+
+    def _lender(self, listed: Sequence[RevisionRecord]) -> RevisionRecord:
+        """Return the revision whose tokenizer stands in: the last chosen one that has one, else ``main``, else any."""
+        chosen = [record for record in listed if tokenizer_files(record.files)]
+        if chosen:
+            return chosen[-1]
+        if self._stranger is None:
+            others = sorted(self.source.list_revisions(), key=lambda record: record.name != "main")
+            described = (self.source.describe(record) for record in others)
+            self._stranger = next((record for record in described if tokenizer_files(record.files)), None)
+        if self._stranger is None:
+            raise CheckpointError("no tokenizer files (such as tokenizer.json) in this or any other revision")
+        return self._stranger
 
     def _stored_tokens(self, digest: str) -> str | None:
         with self.store.index.read() as session:
@@ -376,9 +394,19 @@ class _Preparation:
         return commit_tokens(self.store, tokenizer=digest, capture=self.capture, token_ids=tokens.ids)
 
 
+def _n_positions(config: Any) -> int | None:
+    """Return how many tokens a model can take, or None where its config names no limit."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    # RoBERTa and its kin count positions from behind the padding token's.
+    from_padding = any(name in config.model_type for name in ("roberta", "camembert", "longformer", "xmod", "mpnet"))
+    return limit - 2 if from_padding else limit
+
+
 def _chosen(store: Store, source: Source, request: IngestRequest, advance: Advance | None) -> list[RevisionRecord]:
     chosen = select(source.list_revisions(), request.revisions, pattern=request.step_regex)
-    known = _known(store, source)
+    known = {record.name: record for record in get_revisions(store, source.run)}
 
     def described(record: RevisionRecord) -> RevisionRecord:
         row = known.get(record.name)
@@ -395,9 +423,3 @@ def _chosen(store: Store, source: Source, request: IngestRequest, advance: Advan
             if advance is not None:
                 advance(source.run, len(records), len(chosen), f"listing {source.run}")
     return records
-
-
-def _known(store: Store, source: Source) -> dict[str, Revision]:
-    with store.index.read() as session:
-        rows = session.scalars(sql_select(Revision).join(Run, Run.id == Revision.run_id).where(Run.name == source.run))
-        return {row.name: row for row in rows}

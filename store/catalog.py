@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sqlalchemy import Row, select
+from sqlalchemy import Row, func, select
+from sqlalchemy.orm import defer
 
 from store import tables
 from store.errors import InvalidInput, NotAStore, StoreDamaged, UnknownRun
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 __all__ = ["INDEX", "CaptureInfo", "Store"]
 
 INDEX = "index.sqlite"
+
+IN_ORDER = (Revision.step.is_(None), func.coalesce(Revision.stage, 1), Revision.step, Revision.name)
+"""Training order: a run's first stage often goes without a number; what has no step stands last."""
 
 
 @dataclass(frozen=True)
@@ -380,8 +384,8 @@ class Store:
             raise StoreDamaged(f"{path} is gone although the index names it")
         dataset: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None)
         dataset = dataset[sorted(dataset.data_vars, key=str)]  # a folder lists its arrays in any order
-        texts = {name: values.astype(object) for name, values in dataset.coords.items() if values.dtype.kind == "T"}
-        return dataset.assign_coords(texts)
+        texts = {name: values.astype(object) for name, values in dataset.variables.items() if values.dtype.kind == "T"}
+        return dataset.assign(texts)
 
     def _run(self, name: str) -> Run:
         with self.index.read() as session:
@@ -394,9 +398,7 @@ class Store:
     def _revisions(self, run: str) -> Sequence[Revision]:
         with self.index.read() as session:
             return session.scalars(
-                select(Revision)
-                .where(Revision.run_id == self._run(run).id)
-                .order_by(Revision.step.is_(None), Revision.stage, Revision.step, Revision.name)
+                select(Revision).where(Revision.run_id == self._run(run).id).order_by(*IN_ORDER)
             ).all()
 
     def slices(self, run: str, capture: CaptureInfo, table: type[Activation] | type[Operator]) -> Sequence[Row[Any]]:
@@ -411,7 +413,8 @@ class Store:
                 .join(table, table.replay == Replay.key)
                 .join(Segment, Segment.id == table.segment)
                 .where(Revision.run_id == self._run(run).id, Capture.key == capture.key)
-                .order_by(Revision.step.is_(None), Revision.stage, Revision.step, Revision.name, Segment.created)
+                .order_by(*IN_ORDER, Segment.created)
+                .options(defer(Revision.files), defer(Revision.scalars))
             ).all()
 
     @staticmethod

@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import Session
 
@@ -28,7 +28,8 @@ from store.schema import (
     Segment,
     Tokenization,
 )
-from store.segments import Array, Staged, discard, publish, stage
+from store.segments import Array, Staged, discard, publish, segment_path, stage
+from store.tables import replayed
 
 __all__ = [
     "LayerArray",
@@ -38,13 +39,15 @@ __all__ = [
     "commit_result",
     "commit_tokens",
     "fail_revisions",
+    "get_revisions",
     "put_capture",
     "put_probe_set",
-    "put_revisions",
     "put_run",
     "stage_activations",
     "stage_operators",
     "stage_result",
+    "use_capture",
+    "use_result",
 ]
 
 
@@ -94,14 +97,15 @@ class LayerArray:
     """(probe, feature) or (token, feature)."""
 
 
-def put_run(store: Store, name: str, *, source: str, location: str) -> int:
-    """Return the id of run ``name``, adding it if it is new.
+def put_run(store: Store, name: str, *, source: str, location: str, records: Sequence[RevisionRecord] = ()) -> int:
+    """Return the id of run ``name``, adding it if it is new, with its revisions inserted or updated.
 
     Raises
     ------
     InvalidInput
         If the store already has a run of this name from elsewhere.
     """
+    columns = [c.name for c in Revision.__table__.columns if c.name not in ("id", "run_id", "name")]
     with store.index.write() as session:
         run = session.scalar(select(Run).where(Run.name == name))
         if run is None:
@@ -112,19 +116,20 @@ def put_run(store: Store, name: str, *, source: str, location: str) -> int:
             raise InvalidInput(
                 f"{store.root} already has a run {name!r}, from {run.location}: rename one of the two folders"
             )
+        if records:
+            statement = insert(Revision)
+            changed = {column: statement.excluded[column] for column in columns}
+            rows = [{"run_id": run.id, "name": r.name, **{c: getattr(r, c) for c in columns}} for r in records]
+            session.execute(statement.on_conflict_do_update(["run_id", "name"], set_=changed), rows)
         return run.id
 
 
-def put_revisions(store: Store, run: int, records: Sequence[RevisionRecord]) -> None:
-    """Insert or update the revisions of ``run``."""
-    columns = [c.name for c in Revision.__table__.columns if c.name not in ("id", "run_id", "name")]
-    rows = [{"run_id": run, "name": r.name, **{c: getattr(r, c) for c in columns}} for r in records]
-    if not rows:
-        return
-    statement = insert(Revision)
-    changed = {column: statement.excluded[column] for column in columns}
-    with store.index.write() as session:
-        session.execute(statement.on_conflict_do_update(["run_id", "name"], set_=changed), rows)
+def get_revisions(store: Store, run: str) -> list[RevisionRecord]:
+    """Return what was last recorded of the revisions of ``run``; nothing if there is no such run."""
+    names = [f.name for f in fields(RevisionRecord)]
+    with store.index.read() as session:
+        rows = session.scalars(select(Revision).join(Run, Run.id == Revision.run_id).where(Run.name == run)).all()
+    return [RevisionRecord(**{name: getattr(row, name) for name in names}) for row in rows]
 
 
 def fail_revisions(store: Store, run: int, names: Iterable[str], error: str | None) -> None:
@@ -151,11 +156,14 @@ def put_probe_set(
             return False
         same = session.get(ProbeSet, digest)
         if there is not None:
-            if session.scalar(select(Capture.key).where(Capture.probe_set == there.digest)):
+            if session.scalar(
+                replayed(select(Capture.key).select_from(Revision)).where(Capture.probe_set == there.digest)
+            ):
                 raise InvalidProbes(
                     f"the store already has other probes named {name!r} and a run has used them, so they may not "
                     "change: choose another --name"
                 )
+            session.execute(delete(Capture).where(Capture.probe_set == there.digest))  # of an ingest that failed
             session.delete(there)
             session.flush()
         if same is not None:
@@ -170,11 +178,21 @@ def put_probe_set(
 
 
 def put_capture(store: Store, *, probe_set: str, max_length: int, dtype: str) -> str:
-    """Return the key of this capture, marking it as the most recently used."""
+    """Return the key of this capture; `use_capture` makes it the most recently used."""
     key = content_key("capture", probe_set=probe_set, max_length=max_length, dtype=dtype)
     with store.index.write() as session:
-        session.merge(Capture(key=key, probe_set=probe_set, max_length=max_length, dtype=dtype, used=time.time()))
+        _ignore(
+            session,
+            Capture,
+            [{"key": key, "probe_set": probe_set, "max_length": max_length, "dtype": dtype, "used": 0.0}],
+        )
     return key
+
+
+def use_capture(store: Store, key: str) -> None:
+    """Mark a capture as the most recently used: what is read where nothing else is asked for."""
+    with store.index.write() as session:
+        session.execute(update(Capture).where(Capture.key == key).values(used=time.time()))
 
 
 def commit_tokens(store: Store, *, tokenizer: str, capture: str, token_ids: Sequence[Sequence[int]]) -> str:
@@ -299,9 +317,10 @@ def _commit(store: Store, staged: Staged, rows: Callable[[Session], None], *, cl
         if claim is not None and not store.index.holds(session, claim):
             discard(staged)
             return False
-        if session.get(Segment, staged.id) is None:
+        row = session.get(Segment, staged.id)
+        if row is None or not segment_path(store.root, staged.id).is_dir():  # a folder that somebody removed
             publish(store.root, staged)
-            session.add(
+            session.merge(
                 Segment(id=staged.id, kind=staged.kind, files=staged.files, n_bytes=staged.n_bytes, created=time.time())
             )
             session.flush()

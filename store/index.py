@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,9 @@ def connect(database: Path, *, read_only: bool = False) -> Engine:
         If SQLite did not take a pragma; a store without them would not be safe.
     """
     query = "?mode=ro&uri=true" if read_only else "?uri=true"
-    if read_only and not os.access(database.parent, os.W_OK):
-        query = "?immutable=1&uri=true"  # nobody can write here, and WAL's side files could not be made
+    log = database.with_name(f"{database.name}-wal")
+    if read_only and not os.access(database.parent, os.W_OK) and not (log.exists() and log.stat().st_size):
+        query = "?immutable=1&uri=true"  # the log's side files could not be made here, and there is nothing in it
     engine = create_engine(
         f"sqlite:///{database.resolve().as_uri()}{query}", poolclass=NullPool, connect_args={"timeout": 30}
     )
@@ -84,6 +85,7 @@ class Index:
         self._immediate = self._engine.execution_options(begin="BEGIN IMMEDIATE")
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
         self._held: set[str] = set()
+        self._keeper: threading.Thread | None = None
         self._check()
 
     def _check(self) -> None:
@@ -155,10 +157,10 @@ class Index:
             if row is not None and row.owner != self._owner and not _abandoned(row, now):
                 return False
             session.merge(Claim(key=key, owner=self._owner, expires=now + LEASE_SECONDS))
-        if not self._held:
-            self._held.add(key)
-            threading.Thread(target=self._keep_alive, daemon=True).start()
         self._held.add(key)
+        if self._keeper is None:
+            self._keeper = threading.Thread(target=self._keep_alive, daemon=True)
+            self._keeper.start()
         return True
 
     def holds(self, session: Session, key: str) -> bool:
@@ -173,14 +175,14 @@ class Index:
             session.execute(delete(Claim).where(Claim.key == key, Claim.owner == self._owner))
 
     def _keep_alive(self) -> None:
-        pause = threading.Event()
-        while self._held:
-            pause.wait(LEASE_SECONDS / 3)
-            if self._held:
-                with self.write() as session:
-                    session.execute(
-                        update(Claim).where(Claim.owner == self._owner).values(expires=time.time() + LEASE_SECONDS)
-                    )
+        while True:
+            time.sleep(LEASE_SECONDS / 3)
+            if not self._held:
+                continue
+            alive = update(Claim).where(Claim.owner == self._owner).values(expires=time.time() + LEASE_SECONDS)
+            # The next round tries again, long before the lease ends; what is really wrong the worker will meet itself.
+            with suppress(StoreError), self.write() as session:
+                session.execute(alive)
 
 
 def _abandoned(claim: Claim, now: float) -> bool:

@@ -23,7 +23,21 @@ from numpy.typing import NDArray
 
 from store.errors import StoreDamaged, StoreError, StoreNotWritable
 
-__all__ = ["Array", "Staged", "discard", "publish", "read_slice", "refusal", "segment_path", "stage", "sweep", "verify"]
+__all__ = [
+    "NOT_ALLOWED",
+    "NO_ROOM",
+    "Array",
+    "Staged",
+    "discard",
+    "publish",
+    "read_slice",
+    "refusal",
+    "scratch_name",
+    "segment_path",
+    "stage",
+    "sweep",
+    "verify",
+]
 
 ROWS_PER_CHUNK = 256
 """Rows of the row axis in one compressed chunk: reading one probe costs a quarter of a thousand-probe shard."""
@@ -31,11 +45,11 @@ ROWS_PER_CHUNK = 256
 SHARD_BYTES = 512 * 2**20
 """A shard is built in memory as a whole; one of more bytes than this is split along its rows."""
 
-STAGING_SECONDS = 24 * 3600.0
-"""A staging folder from another host older than this is taken for abandoned."""
+ABANDONED_SECONDS = 24 * 3600.0
+"""A scratch folder of unknown owner that has not changed for this long is taken for abandoned."""
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @dataclass(frozen=True)
@@ -95,7 +109,7 @@ def stage(root: Path, segment: str, *, kind: str, arrays: Mapping[str, Array], a
     StoreNotWritable
         If there is no room or no permission; what was staged is removed.
     """
-    folder = root / "staging" / f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex}"
+    folder = root / "staging" / scratch_name()
     try:
         _write(folder, arrays, attrs)
         files: dict[str, list[Any]] = {}
@@ -173,17 +187,26 @@ def verify(root: Path, segment: str, files: Mapping[str, list[Any]]) -> None:
         )
 
 
+def scratch_name() -> str:
+    """Return a folder name that tells whose scratch it is, so that `sweep` knows when its owner is gone."""
+    return f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex}"
+
+
 def sweep(root: Path) -> int:
-    """Remove staging folders whose writer is gone; return how many."""
+    """Remove what gone processes left in ``staging`` and ``checkpoints``; return how many folders.
+
+    A folder of this host goes when its process is gone; any other, and a download that nobody went on with, when it
+    has not changed for a day.
+    """
     import psutil
 
     n_removed = 0
-    for folder in (root / "staging").iterdir():
-        writer = re.fullmatch(rf"{re.escape(socket.gethostname())}\.(\d+)\.\w+", folder.name)
-        if writer:
-            abandoned = not psutil.pid_exists(int(writer[1]))
+    for folder in (*(root / "staging").iterdir(), *(root / "checkpoints").iterdir()):
+        owner = re.fullmatch(rf"{re.escape(socket.gethostname())}\.(\d+)\.\w+", folder.name)
+        if owner:
+            abandoned = not psutil.pid_exists(int(owner[1]))
         else:
-            abandoned = time.time() - folder.stat().st_mtime > STAGING_SECONDS
+            abandoned = time.time() - folder.stat().st_mtime > ABANDONED_SECONDS
         if abandoned:
             shutil.rmtree(folder, ignore_errors=True)
             n_removed += 1
@@ -192,9 +215,9 @@ def sweep(root: Path) -> int:
 
 def refusal(error: OSError, root: Path) -> StoreError:
     """Return the error that tells a person why the store at ``root`` could not be written."""
-    if error.errno in _NO_ROOM:
+    if error.errno in NO_ROOM:
         return StoreNotWritable(f"no space left for {root}: free some and run the same command again; nothing is lost")
-    if error.errno in _NOT_ALLOWED:
+    if error.errno in NOT_ALLOWED:
         return StoreNotWritable(f"{root} may not be written by this user: check its permissions")
     return StoreError(f"{root} could not be written: {error}")
 

@@ -92,7 +92,22 @@ def revisions(index: Index, rows: Sequence[Revision], aliases: Mapping[str, str]
                 "scalars": row.scalars,
             }
         )
-    return _whole(pd.DataFrame(records), "step", "tokens", "stage", "bytes")
+    columns = [
+        "revision",
+        "step",
+        "tokens",
+        "epoch",
+        "stage",
+        "state",
+        "alias_of",
+        "layers",
+        "commit",
+        "weights",
+        "bytes",
+        "error",
+        "scalars",
+    ]
+    return _whole(pd.DataFrame(records, columns=columns), "step", "tokens", "stage", "bytes")
 
 
 def layers(index: Index, run: int) -> "pd.DataFrame":
@@ -128,7 +143,7 @@ def probe_sets(index: Index) -> "pd.DataFrame":
             .group_by(ProbeSet.digest)
             .order_by(ProbeSet.name)
         ).all()
-        used = set(session.scalars(select(Capture.probe_set)))
+        used = set(session.scalars(replayed(select(Capture.probe_set).select_from(Revision)).distinct()))
     table = pd.DataFrame([row._asdict() for row in rows], columns=["name", "probes", "labels", "digest"])
     table["used"] = [digest in used for digest in table["digest"]]
     return table

@@ -6,6 +6,7 @@ Every array of a segment has the axes (revision=1, layer, row, column) and one s
 
 import asyncio
 import json
+import pickle
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ class SegmentView(Store):
                     yield f"{name}/c/{revision}/{layer}/{path.relative_to(folder).as_posix()}", path
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, SegmentView) and (self.root, self.metadata) == (other.root, other.metadata)
+        return isinstance(other, SegmentView) and pickle.dumps(self) == pickle.dumps(other)
 
     def __hash__(self) -> int:
         return hash((self.root, tuple(self.arrays)))

@@ -97,6 +97,8 @@ def test_equal_runs_have_no_spread_and_no_rate(root: Path, family: Path, tmp_pat
     for name in ("spread", "spread_low", "spread_high", "spread_normalized"):
         assert (result[name].values == 0).all()
     assert np.isnan(result["rate"].values).all()
+    assert result.attrs["identical"] == [["a", "b"]]
+    assert "identical: a and b hold the same checkpoints" in run("--store", root, "analyze", "spread").stderr
     reasons = [reason for _, _, reason in result.attrs["unavailable"]]
     assert len(reasons) == 3
     assert all("needs 3 steps with a positive spread" in reason for reason in reasons)
@@ -111,8 +113,8 @@ def test_unequal_grids_join_on_the_step_and_name_what_is_left_out(
     shutil.rmtree(tmp_path / "b" / "step2")
     ingest(root, tmp_path / "a", tmp_path / "b", probes=probe_file)
     result = run("--store", root, "analyze", "spread")
-    assert "left out: a at 1 steps that another run lacks: 2" in result.stderr
-    assert "left out: b at 1 steps that another run lacks: 0" in result.stderr
+    assert "left out: a step2: another run lacks the step" in result.stderr
+    assert "left out: b step0: another run lacks the step" in result.stderr
     ds = Store(root).result("spread")
     assert list(ds["step"].values) == [1, 4, 8]
     X = {name: Store(root).activations(name) for name in "ab"}
@@ -178,7 +180,7 @@ def test_results_of_one_store_are_kept_apart_by_runs_and_parameters(copied: Path
 def test_a_new_checkpoint_costs_its_own_operators_only(
     root: Path, family: Path, tmp_path: Path, probe_file: Path
 ) -> None:
-    from replay.analysis import _slices
+    from replay.analysis import _history
     from replay.operators import missing_operators
 
     for name in ("seed1", "seed2"):
@@ -191,7 +193,8 @@ def test_a_new_checkpoint_costs_its_own_operators_only(
         shutil.move(tmp_path / f"{name}-later", tmp_path / name / "step8")
     ingest(root, *paths, probes=probe_file)
     store = open_store(root, write=True)
-    slices = [piece for name in ("seed1", "seed2") for piece in _slices(store, name, store.capture(name)).values()]
+    histories = [_history(store, name, store.capture(name)) for name in ("seed1", "seed2")]
+    slices = [piece for history in histories for piece in history.slices.values()]
     assert len(missing_operators(store, slices, DiffusionGauge())) == 2 * 3
     assert list(analyze_spread(store)["step"].values) == [0, 1, 2, 4, 8]
 
@@ -208,8 +211,8 @@ def test_what_is_left_out_is_told_anew_even_when_no_number_changes(copied: Path,
         )
     run("--store", copied, "ingest", "--path", tmp_path / "seed1", "--revisions", "all", "--probes", "forty")
     shown = run("--store", copied, "analyze", "spread")
-    assert "left out: seed1 at 2 steps that another run lacks: 9, 16" in shown.stderr
-    assert Store(copied).result("spread").attrs["dropped"] == {"seed1": [9, 16]}
+    assert "left out: seed1 step9, step16: another run lacks the step" in shown.stderr
+    assert Store(copied).result("spread").attrs["dropped"] == {"seed1": ["step9", "step16"]}
     assert len(Store(copied).results()) == 1
 
 
@@ -238,6 +241,22 @@ def test_an_existing_scheduler_gives_the_same_numbers_to_the_last_bit(
 ) -> None:
     assert scheduler.startswith("tcp://")
     assert run("--store", copied, "analyze", "spread", "--scheduler", scheduler, "--json").stdout == threads_json
+
+
+def test_two_analyses_on_one_scheduler_never_share_a_result(replayed: Path, tmp_path: Path, scheduler: str) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def spread(knn: int, where: Cluster) -> np.ndarray:
+        root = tmp_path / f"{knn}{where.scheduler is None}"
+        shutil.copytree(replayed, root)
+        result = analyze_spread(open_store(root, write=True), gauge=DiffusionGauge(knn=knn), cluster=where)
+        values: np.ndarray = result["spread"].values
+        return values
+
+    with ThreadPoolExecutor(2) as pool:
+        shared = list(pool.map(lambda knn: spread(knn, Cluster(scheduler=scheduler)), (5, 15)))
+    for knn, values in zip((5, 15), shared, strict=True):
+        np.testing.assert_array_equal(values, spread(knn, Cluster()))
 
 
 def test_where_tasks_run_must_make_sense() -> None:
@@ -325,9 +344,47 @@ def test_an_empty_store_says_what_to_do(root: Path) -> None:
     assert "there is none yet" in line
 
 
-def test_the_result_says_how_it_was_made(copied: Path) -> None:
+def test_two_checkpoints_at_one_step_are_never_mixed_and_the_second_is_named(
+    root: Path, family: Path, tmp_path: Path, probe_file: Path
+) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(family / ("seed1" if name == "a" else "seed2"), tmp_path / name)
+    shutil.copytree(family / "seed3" / "step8", tmp_path / "a" / "checkpoint-8")
+    shutil.copytree(family / "seed1" / "step1", tmp_path / "a" / "global_step1")  # the same weights: nothing is lost
+    ingest(root, tmp_path / "a", tmp_path / "b", probes=probe_file)
+    result = analyze_spread(open_store(root, write=True))
+    assert result.attrs["dropped"] == {"a": ["step8"]}
+    assert list(result["revision"].sel(run="a").values[[0, -1]]) == ["step0", "checkpoint-8"]
+
+
+def test_a_layer_that_a_run_lacks_at_some_steps_is_unavailable_with_the_reason(
+    root: Path, family: Path, probe_file: Path
+) -> None:
+    paths = [argument for seed in (1, 2) for argument in ("--path", family / f"seed{seed}")]
+    base = ("--store", root, "ingest", "--probes", probe_file)
+    run(*base, *paths, "--revisions", "all", "--layers", "blocks[0]")
+    run(*base, *paths, "--revisions", "step4,step8", "--layers", "blocks[1]")
+    run(*base, "--path", family / "seed1", "--revisions", "step2", "--layers", "blocks[1]")
+    result = analyze_spread(open_store(root, write=True))
+    missing = result["spread"].isnull().sel(layer="blocks[1]:output:mean")
+    assert list(missing.values) == [True, True, True, False, False]
+    reasons = {step: reason for step, layer, reason in result.attrs["unavailable"] if step is not None}
+    assert reasons[2].startswith("seed2 has this layer not at this step")
+    assert reasons[0].startswith("seed1, seed2 has this layer not")
+    only = analyze_spread(open_store(root, write=True), layers=["blocks[1]"])
+    assert list(only["step"].values) == [4, 8]
+    assert only.attrs["dropped"]["seed1"] == ["step2"]
+
+
+def test_the_result_says_how_it_was_made_and_from_what(copied: Path) -> None:
     analyze_spread(open_store(copied, write=True))
-    attrs = Store(copied).result("spread").attrs
+    result = Store(copied).result("spread")
+    table = Store(copied).revisions("seed2").set_index("revision")
+    assert list(result["weights"].sel(run="seed2").values) == list(table["weights"])
+    assert list(result["revision"].sel(run="seed2").values) == list(table.index)
+    attrs = result.attrs
+    assert attrs["probe_set"] == Store(copied).probe_sets()["digest"][0]
+    assert (attrs["max_length"], attrs["dtype"]) == (128, "float32")
     assert attrs["n_probes"] == 40
     assert json.loads(attrs["gauge"])["knn"] == 15
     assert attrs["interval"].startswith("95 % over probes, delete-group jackknife")

@@ -233,7 +233,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(root: Path, family: Path, p
     base = ("ingest", "--path", family / "seed1", "--revisions", "last:2", "--probes", probe_file)
     result = run("--store", root, *base, "--dry-run")
     assert "2 checkpoints to replay" in result.stdout
-    assert f"{2 * 3 * 40 * 32 * 4 / 1000:.1f} kB to store" in result.stdout
+    assert f"about {2 * 3 * 40 * 32 * 4 / 1000:.1f} kB to store" in result.stdout
     assert not root.exists()
     run("--store", root, *base)
     before = contents(root)
@@ -271,7 +271,7 @@ def test_a_revision_without_tokenizer_borrows_that_of_its_run(
         assert "ingest/borrowed step1 has no tokenizer; that of main is used" in result.stderr
         assert Store(root).activations("ingest/borrowed").sizes["revision"] == 6
     alone = run("--store", root, "ingest", "--path", tmp_path / "run" / "step1", "--probes", probe_file, code=1)
-    assert "no tokenizer files (such as tokenizer.json) in this or any chosen revision" in alone.stderr
+    assert "no tokenizer files (such as tokenizer.json) in this or any other revision" in alone.stderr
 
 
 def test_the_built_in_probes_need_no_option_and_blocks_count_from_the_end(root: Path, family: Path) -> None:
@@ -445,17 +445,78 @@ def test_a_folder_that_may_not_be_written_ends_in_one_line(tmp_path: Path, famil
     assert done.stderr.strip() == f"replay: {folder / 'store'} may not be written by this user: check its permissions"
 
 
-def test_offline_a_known_run_needs_no_network_to_find_nothing_missing(
+def test_without_a_network_one_line_says_so_and_offline_a_known_run_goes_on(
     root: Path, tmp_path: Path, family: Path, hub: Hub, probe_file: Path
 ) -> None:
     hub.commit("ingest/nonet", "step1", folder=family / "seed1" / "step1")
     given = ["--store", root, "ingest", "--repo", "ingest/nonet", "--revisions", "all", "--probes", probe_file]
-    environ = hub.environ(tmp_path / "cache") | {"HF_ENDPOINT": "http://127.0.0.1:9"}
     command = [sys.executable, "-m", "cli", *map(str, given)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
-    assert done.returncode == 1
-    assert done.stderr.startswith("replay: http://127.0.0.1:9 cannot be reached for ingest/nonet (")
-    assert len(done.stderr.strip().splitlines()) == 1
+
+    def again(**environ: str) -> subprocess.CompletedProcess[str]:
+        whole = hub.environ(tmp_path / "cache") | environ
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=whole)
+
+    dead = again(HF_ENDPOINT="http://127.0.0.1:9")
+    assert dead.returncode == 1
+    assert dead.stderr.startswith("replay: http://127.0.0.1:9 cannot be reached for ingest/nonet (")
+    assert len(dead.stderr.strip().splitlines()) == 1
+    unknown = again(HF_HUB_OFFLINE="1")
+    assert unknown.returncode == 1
+    assert "is not in the local cache and HF_HUB_OFFLINE is set" in unknown.stderr
+    run(*given)
+    known = again(HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
+    assert known.returncode == 0, known.stderr
+    assert "0 checkpoints replayed, 1 already there" in known.stdout
+
+
+def test_processes_that_ingest_one_repository_at_once_do_not_harm_each_others_downloads(
+    root: Path, family: Path, hub: Hub, probe_file: Path, tmp_path: Path
+) -> None:
+    publish(hub, "ingest/shared", family / "seed1")
+    base = [sys.executable, "-m", "cli", "--store", root, "ingest", "--repo", "ingest/shared", "--revisions", "all"]
+    hub.bandwidth = 400_000.0
+    try:
+        children = [
+            subprocess.Popen(
+                [*map(str, base), "--probes", str(probe_file), "--dtype", dtype],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=hub.environ(tmp_path / "cache"),
+            )
+            for dtype in ("float32", "float32", "bfloat16")
+        ]  # fmt: skip
+        outputs = [child.communicate() for child in children]
+    finally:
+        hub.bandwidth = None
+    assert [child.returncode for child in children] == [0, 0, 0], outputs
+    assert Store(root).activations("ingest/shared", dtype="float32").sizes["revision"] == 6
+    assert Store(root).activations("ingest/shared", dtype="bfloat16").sizes["revision"] == 6
+    assert not list((root / "checkpoints").iterdir())
+
+
+def test_a_segment_that_somebody_removed_is_made_again(root: Path, family: Path, probe_file: Path) -> None:
+    base = ("--store", root, "ingest", "--path", family / "seed1", "--revisions", "step1,step2", "--probes", probe_file)
+    run(*base)
+    before = contents(root / "segments")
+    with Store(root).index.read() as session:
+        lost = session.scalars(select(Segment.id).where(Segment.kind == "activations")).first()
+    shutil.rmtree(next((root / "segments").glob(f"*/{lost}")))
+    assert "1 checkpoints replayed, 1 already there" in run(*base).stdout
+    assert contents(root / "segments") == before
+
+
+def test_a_failed_ingest_leaves_probes_and_readers_as_they_were(
+    root: Path, family: Path, probe_file: Path, tmp_path: Path
+) -> None:
+    base = ("--store", root, "ingest", "--path", family / "seed1", "--revisions", "step1")
+    run(*base, "--probes", probe_file, "--max-length", "4")
+    mine = tmp_path / "mine.txt"
+    mine.write_text("first\nsecond\nthird\n")
+    run(*base, "--probes", mine, "--layers", "blocks[99]", code=1)
+    run(*base, "--probes", probe_file, "--layers", "blocks[99]", code=1)
+    store = Store(root)
+    assert store.activations("seed1").attrs["max_length"] == 4
+    mine.write_text("another\nsecond\nthird\n")
+    run(*base, "--probes", mine)
+    assert list(Store(root).activations("seed1")["text"].values) == ["another", "second", "third"]
 
 
 def test_models_of_every_core_family_are_ingested(root: Path, tmp_path: Path, probe_file: Path) -> None:

@@ -95,9 +95,13 @@ class TestHubSource(SourceContract):
         assert not hub.requests(f"{source.location}/resolve")
 
 
-def test_folder_and_hub_agree_on_the_identity_of_a_checkpoint(family: Path, store: Store, hub: Hub) -> None:
-    publish(hub, "contract/same", family / "seed1")
-    local = FolderSource(family / "seed1", index=store.index)
+def test_folder_and_hub_agree_on_the_identity_of_a_checkpoint(
+    family: Path, tmp_path: Path, store: Store, hub: Hub
+) -> None:
+    shutil.copytree(family / "seed1", tmp_path / "same")
+    write_model(tmp_path / "same" / "step3", seed=1, step=3, max_shard_size="40KB")
+    publish(hub, "contract/same", tmp_path / "same")
+    local = FolderSource(tmp_path / "same", index=store.index)
     remote = HubSource("contract/same")
     ours = [local.describe(r) for r in local.list_revisions()]
     theirs = [remote.describe(r) for r in remote.list_revisions() if r.name != "main"]
@@ -112,6 +116,20 @@ def test_folder_and_hub_agree_on_the_identity_of_a_checkpoint(family: Path, stor
         (
             ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
             ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+        ),
+        (
+            [
+                "model.safetensors.index.json",
+                "model-00001-of-00001.safetensors",
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+            ],
+            [
+                "model.safetensors.index.json",
+                "model-00001-of-00001.safetensors",
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+            ],
         ),
         (
             ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "pytorch_model.bin"],

@@ -24,7 +24,6 @@ from store.commits import (
     commit_tokens,
     put_capture,
     put_probe_set,
-    put_revisions,
     put_run,
     stage_activations,
 )
@@ -60,13 +59,12 @@ class Filling:
         self.tokens = commit_tokens(self.store, tokenizer="t", capture=self.capture, token_ids=TOKEN_IDS)
 
     def run(self, name: str, steps: dict[str, int | None], *, weights: dict[str, str] | None = None) -> None:
-        run = put_run(self.store, name, source="hub", location=name)
         digests = weights or {}
         records = [
             RevisionRecord(revision, commit="c", step=step, weights=digests.get(revision, revision), tokenizer="t")
             for revision, step in steps.items()
         ]
-        put_revisions(self.store, run, records)
+        put_run(self.store, name, source="hub", location=name, records=records)
 
     def replay(self, weights: str, layers: list[LayerArray]) -> None:
         identity = {"weights": weights, "tokens": self.tokens, "dtype": "float32"}
@@ -359,6 +357,10 @@ def test_staging_of_a_dead_process_is_swept_and_of_a_living_one_kept(filling: Fi
 
 
 def test_a_probe_set_that_a_run_has_used_never_changes(filling: Filling) -> None:
+    assert not filling.store.probe_sets()["used"].any()
+    filling.run("r", {"step0": 0})
+    filling.replay("step0", [block("step0", 0)])
+    assert filling.store.probe_sets()["used"].all()
     with pytest.raises(InvalidProbes, match="already has other probes named 'p' and a run has used them"):
         put_probe_set(filling.store, "p", digest="e" * 64, probes=[("x", None, None)])
     assert put_probe_set(filling.store, "q", digest="e" * 64, probes=[("x", None, None)])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from store.catalog import Store
-from store.commits import RevisionRecord
+from store.commits import RevisionRecord, get_revisions
 from store.errors import InvalidInput
 
 __all__ = ["Source", "open_sources"]
@@ -78,7 +78,7 @@ def open_sources(
         raise InvalidInput(f"{twice[0]} is given twice")
     table = store.runs()
     taken = dict(zip(table["run"], table["location"], strict=True))
-    sources: list[Source] = [HubSource(repo, step_regex=step_regex) for repo in repos]
+    sources: list[Source] = [HubSource(repo, step_regex=step_regex, known=get_revisions(store, repo)) for repo in repos]
     for path, folder in zip(paths, folders, strict=True):
         names = ["/".join(folder.parts[-depth:]) for depth in range(1, len(folder.parts))]
         others = [other for other in folders if other != folder]

@@ -33,24 +33,34 @@ _TOKENIZER = {
 def choose_weights(names: Collection[str]) -> list[str]:
     """Return the one weight set to load: single safetensors, sharded safetensors, single bin, sharded bin.
 
+    Of a sharded set every shard there is counts, also those of another count beside it: which ones are loaded only the
+    index says, and a digest has to cover them all.
+
     Raises
     ------
     MissingWeights
-        If no set is complete; the first missing shards are named.
+        If no set is complete; the first missing shard is named.
     """
     missing: list[str] = []
     for stem, suffix in _FORMATS:
         single, index = f"{stem}.{suffix}", f"{stem}.{suffix}.index.json"
         if single in names:
             return [single]
-        shards = [m for name in names if (m := re.fullmatch(rf"{stem}-(\d+)-of-(\d+)\.{suffix}", name))]
-        if index in names and shards:
-            total, digits = int(shards[0][2]), len(shards[0][2])
-            wanted = [f"{stem}-{i:0{digits}d}-of-{total:0{digits}d}.{suffix}" for i in range(1, total + 1)]
-            lacking = [name for name in wanted if name not in names]
-            if not lacking:
-                return [index, *wanted]
-            missing += lacking
+        shards = {name: m[2] for name in names if (m := re.fullmatch(rf"{stem}-(\d+)-of-(\d+)\.{suffix}", name))}
+        if index not in names or not shards:
+            continue
+        lacking = {
+            total: [
+                name
+                for i in range(1, int(total) + 1)
+                if (name := f"{stem}-{i:0{len(total)}d}-of-{total}.{suffix}") not in names
+            ]
+            for total in sorted(set(shards.values()))
+        }
+        if not all(lacking.values()):
+            return [index, *sorted(shards)]
+        nearest = min(lacking.values(), key=len)
+        missing += nearest
     if missing:
         raise MissingWeights(f"{len(missing)} weight shards are missing, the first is {missing[0]}")
     raise MissingWeights(
@@ -60,8 +70,8 @@ def choose_weights(names: Collection[str]) -> list[str]:
 
 
 def is_weight_file(name: str) -> bool:
-    """Return whether ``name`` could belong to a weight set."""
-    return any(name.startswith(stem) and suffix in name for stem, suffix in _FORMATS)
+    """Return whether ``name`` is a large file of a weight set, known by its sha256 and not by its git blob id."""
+    return any(name.startswith(stem) and name.endswith(suffix) for stem, suffix in _FORMATS)
 
 
 def tokenizer_files(names: Collection[str]) -> list[str]:

@@ -1,10 +1,9 @@
 """Checkpoints of a hub repository, through the unmodified huggingface_hub client."""
 
-import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +17,10 @@ from store.errors import (
     GatedSource,
     InvalidInput,
     SourceUnreachable,
-    StoreNotWritable,
     UnknownRevision,
     UnknownSource,
 )
+from store.segments import NO_ROOM, NOT_ALLOWED, refusal
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -41,6 +40,8 @@ class HubSource:
         Repository id, ``org/name``.
     step_regex
         Pattern with a group ``step`` for revision names of no known suite.
+    known
+        What an earlier listing said, to go on with while offline.
 
     Raises
     ------
@@ -50,18 +51,21 @@ class HubSource:
 
     kind = "hub"
 
-    def __init__(self, repo: str, *, step_regex: re.Pattern[str] | None = None) -> None:
+    def __init__(
+        self, repo: str, *, step_regex: re.Pattern[str] | None = None, known: Sequence[RevisionRecord] = ()
+    ) -> None:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
             raise InvalidInput(
                 f"--repo {repo!r} is no repository id: expected ORG/NAME, such as EleutherAI/pythia-160m"
             )
         self.repo = self.location = self.run = repo
         self._step_regex = step_regex
+        self._known = {record.name: record for record in known}
 
     def list_revisions(self) -> list[RevisionRecord]:
         """Return one record a branch or tag, ordered by step; one request.
 
-        Offline, those that the user's own cache holds.
+        Offline, those that the user's own cache holds and those of an earlier listing.
         """
         from huggingface_hub import constants
 
@@ -85,6 +89,9 @@ class HubSource:
         from huggingface_hub.hf_api import RepoFile
 
         if constants.HF_HUB_OFFLINE:
+            known = self._known.get(record.name)
+            if known is not None and known.commit == record.commit and known.weights:
+                return known
             return describe_files(record, self._cached_files(record))
         with self._explained():
             tree = list(self._api().list_repo_tree(self.repo, revision=record.commit))
@@ -134,7 +141,7 @@ class HubSource:
             path = folder / name
             if not path.is_file():
                 raise DamagedWeights(f"{name} of {record.name} was not delivered")
-            if is_weight_file(name) and not name.endswith(".json") and sha256(path) != record.files[name][0]:
+            if is_weight_file(name) and sha256(path) != record.files[name][0]:
                 raise DamagedWeights(
                     f"{name} of {record.name} is not the file that the repository lists (sha256 differs)"
                 )
@@ -156,6 +163,7 @@ class HubSource:
     def _cached_refs(self) -> dict[str, str]:
         refs = self._user_cache() / "refs"
         found = {p.relative_to(refs).as_posix(): p.read_text().strip() for p in refs.rglob("*") if p.is_file()}
+        found |= {name: str(record.commit) for name, record in self._known.items() if name not in found}
         if not found:
             raise SourceUnreachable(f"{self.repo} is not in the local cache and HF_HUB_OFFLINE is set: unset it once")
         return found
@@ -184,8 +192,8 @@ class HubSource:
         while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
             chain.append(cause)  # the client wraps what really happened
         for cause in chain:
-            if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise StoreNotWritable(f"no space left to download {self.repo}: free some and run again") from error
+            if isinstance(cause, OSError) and cause.errno in NO_ROOM | NOT_ALLOWED:
+                raise refusal(cause, Path(cause.filename or f"the download of {self.repo}")) from error
             status = getattr(getattr(cause, "response", None), "status_code", None)
             if isinstance(cause, errors.GatedRepoError):
                 raise GatedSource(

@@ -63,7 +63,7 @@ def execute(tasks: Mapping[str, Callable[[], Any]], *, cluster: Cluster, done: C
         # A scheduler hands one result to all who submit under one key: two stores or two gauges must never share one.
         call = uuid.uuid4().hex
         futures = {client.submit(_alone, task, key=f"{key}-{call}"): key for key, task in tasks.items()}
-        for future, result in as_completed(list(futures), with_results=True):
+        for future, result in as_completed(list(futures), loop=client.loop, with_results=True):
             done(futures[future], result)
             future.release()
 

@@ -14,6 +14,7 @@ from sqlalchemy import select as sql_select
 
 from replay import layers as layers_module
 from replay.layers import DEFAULT_LAYERS, LayerSpec, ResolvedLayer
+from replay.models import DTYPES
 from replay.probes import MAX_LENGTH, Probe, ProbeSet, builtin_probes, read_probes
 from replay.revisions import DEFAULT_REVISIONS, select
 from replay.sources import Source
@@ -41,7 +42,6 @@ Advance = Callable[[str, int, int, str], None]
 """Told what is being done, how much of it is done, how much there is, and which part."""
 
 CONCURRENT_REQUESTS = 8
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -349,8 +349,16 @@ class _Preparation:
         # A reused row already carries the limit behind the colon.
         digest = f"{str(lender.tokenizer).partition(':')[0]}:{positions or ''}"
         if digest not in self.tokens:
-            self.tokens[digest] = self._stored_tokens(digest) or self._tokenize(lender, digest, positions)
-            self.n_tokens[digest] = self._count_tokens(self.tokens[digest])
+            stored, facts = self._stored_tokens(digest), self.store.index.fact(self._counts_key(digest))
+            if stored is None or facts is None:
+                stored, facts = self._tokenize(lender, digest, positions)
+            self.tokens[digest], self.n_tokens[digest] = stored, facts["n_tokens"]
+            if facts["n_cut"]:
+                limit = min(self.request.max_length, positions or self.request.max_length)
+                self.notes.append(
+                    f"{self.source.run}: {facts['n_cut']} of {len(self.request.probes.probes)} probes are longer than "
+                    f"{limit} tokens and were cut, the first is number {facts['first_cut'] + 1}"
+                )
         return replace(record, tokenizer=digest)
 
     def _lender(self, listed: Sequence[RevisionRecord]) -> RevisionRecord:
@@ -371,27 +379,22 @@ class _Preparation:
             row = session.get(Tokenization, (digest, self.capture))
             return None if row is None else row.tokens
 
-    def _count_tokens(self, segment: str) -> int:
-        key = content_key("n_tokens", segment=segment)
-        known = self.store.index.fact(key)
-        if known is None:
-            known = {"tokens": len(self.store.token_table(segment)["token_id"])}
-            self.store.index.remember(key, known)
-        return int(known["tokens"])
+    def _counts_key(self, digest: str) -> str:
+        return content_key("tokens", tokenizer=digest, capture=self.capture)
 
-    def _tokenize(self, lender: RevisionRecord, digest: str, positions: int | None) -> str:
+    def _tokenize(self, lender: RevisionRecord, digest: str, positions: int | None) -> tuple[str, dict[str, int]]:
         from replay.probes import load_tokenizer, tokenize
 
         with self.source.fetch(lender, [CONFIG, *tokenizer_files(lender.files)], self.scratch) as folder:
             tokenizer = load_tokenizer(folder)
         tokens = tokenize(self.request.probes, tokenizer, max_length=self.request.max_length, n_positions=positions)
-        if tokens.cut:
-            limit = min(self.request.max_length, positions or self.request.max_length)
-            self.notes.append(
-                f"{self.source.run}: {len(tokens.cut)} of {len(tokens.ids)} probes are longer than {limit} tokens and "
-                f"were cut, the first is number {tokens.cut[0] + 1}"
-            )
-        return commit_tokens(self.store, tokenizer=digest, capture=self.capture, token_ids=tokens.ids)
+        counts = {
+            "n_tokens": sum(map(len, tokens.ids)),
+            "n_cut": len(tokens.cut),
+            "first_cut": min(tokens.cut, default=0),
+        }
+        self.store.index.remember(self._counts_key(digest), counts)
+        return commit_tokens(self.store, tokenizer=digest, capture=self.capture, token_ids=tokens.ids), counts
 
 
 def _n_positions(config: Any) -> int | None:

@@ -167,16 +167,6 @@ class Tokens:
     cut: tuple[int, ...]
     """The indices (from 0) of the probes that were longer than the limit."""
 
-    @property
-    def n_cut(self) -> int:
-        """How many probes were cut."""
-        return len(self.cut)
-
-    @cached_property
-    def digest(self) -> str:
-        """The sha256 (hexadecimal) of the ordered token ids."""
-        return _sha256(["replay tokens 1", self.ids])
-
 
 def tokenize(
     probe_set: ProbeSet, tokenizer: Tokenizer, *, max_length: int = MAX_LENGTH, n_positions: int | None = None

@@ -110,7 +110,7 @@ def _print(result: "xr.Dataset") -> None:
 
 
 def _long(result: "xr.Dataset") -> Any:
-    names = [name for name in result.data_vars if set(result[name].dims) == {"step", "layer"}]
+    names = [f"{name}{end}" for name in ("spread", "spread_normalized") for end in ("", "_low", "_high", "_ceiling")]
     return result[names].to_dataframe().reset_index()
 
 

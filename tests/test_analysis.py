@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 import shutil
 from collections.abc import Iterator
 from itertools import combinations
@@ -257,6 +258,23 @@ def test_two_analyses_on_one_scheduler_never_share_a_result(replayed: Path, tmp_
         shared = list(pool.map(lambda knn: spread(knn, Cluster(scheduler=scheduler)), (5, 15)))
     for knn, values in zip((5, 15), shared, strict=True):
         np.testing.assert_array_equal(values, spread(knn, Cluster()))
+
+
+def test_tasks_carry_keys_and_never_arrays(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from replay import jobs
+
+    sizes: list[int] = []
+    original = jobs.execute
+
+    def measuring(tasks: dict[str, object], **options: object) -> None:
+        sizes.extend(len(pickle.dumps(task)) for task in tasks.values())
+        original(tasks, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("replay.analysis.execute", measuring)
+    monkeypatch.setattr("replay.operators.execute", measuring)
+    analyze_spread(open_store(copied, write=True))
+    assert len(sizes) == 15 + 15  # a task a checkpoint, a task a step and layer
+    assert max(sizes) < 4000  # one operator of 40 probes has 6,400 bytes
 
 
 def test_where_tasks_run_must_make_sense() -> None:

@@ -399,7 +399,8 @@ def test_what_is_interrupted_by_the_keyboard_keeps_what_was_done(
 
     monkeypatch.setattr(capture, "replay_probes", interrupted)
     base = ("--store", root, "ingest", "--path", family / "seed1", "--revisions", "all", "--probes", probe_file)
-    run(*base, code=1)
+    interrupted_run = run(*base, code=1)
+    assert "interrupted after 2 checkpoints, which are kept: run the same command again" in interrupted_run.stderr
     assert len(Store(root).activations("seed1")["revision"]) == 2
     monkeypatch.setattr(capture, "replay_probes", original)
     assert "3 checkpoints replayed, 2 already there" in run(*base).stdout

@@ -313,7 +313,7 @@ class Store:
             names = session.scalars(select(ProbeSet.name)).all()
         if not rows:
             raise UnknownRun(f"no probe set {name!r} in {self.root}; {suggest(name, names)}")
-        return pd.DataFrame([row._asdict() for row in rows])
+        return pd.DataFrame([row._asdict() for row in rows], dtype=object)  # None stays None
 
     def token_table(self, segment: str) -> "dict[str, np.ndarray[Any, Any]]":
         """Return the flat token axis of a tokenization: token_probe, token_position, token_id, each (token,)."""

@@ -236,6 +236,17 @@ def test_probe_sets_are_added_once_and_never_changed_behind_a_run(root: Path, fa
     assert "a run has used them, so they may not change: choose another --name" in line
 
 
+def test_probes_of_which_only_some_have_labels_can_be_used_by_name(root: Path, family: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text('{"text": "a b", "label": "x"}\n{"text": "c d"}\n{"text": "e f", "id": "third"}\n')
+    run("--store", root, "probes", "add", mine)
+    for _ in range(2):
+        run("--store", root, "ingest", "--path", family / "seed1", "--revisions", "step0", "--probes", "mine")
+    ds = Store(root).activations("seed1")
+    assert list(ds["label"].values) == ["x", "", ""]
+    assert list(ds["probe_id"].values) == ["", "", "third"]
+
+
 def test_an_export_is_announced_with_its_sizes(filled: Path, tmp_path: Path) -> None:
     shown = run("--store", filled, "export", "zarr", "seed1", tmp_path / "out.zarr", "--layers", "blocks[1]").stdout
     assert "linked" in shown

@@ -138,7 +138,7 @@ class _Command:
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
         import os
 
-        return os.system, ("touch /tmp/this-must-never-exist-replay",)
+        return os.system, ('touch "$REPLAY_TEST_MARK"',)
 
 
 def no_plain_tensors(folder: Path) -> None:
@@ -172,8 +172,15 @@ def unknown_architecture(folder: Path) -> None:
     ],
 )
 def test_a_harmed_checkpoint_fails_with_its_reason_and_the_rest_go_on(
-    root: Path, family: Path, tmp_path: Path, probe_file: Path, harm: Callable[[Path], None], reason: str
+    root: Path,
+    family: Path,
+    tmp_path: Path,
+    probe_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    harm: Callable[[Path], None],
+    reason: str,
 ) -> None:
+    monkeypatch.setenv("REPLAY_TEST_MARK", str(tmp_path / "mark"))
     for step in (1, 2, 4):
         shutil.copytree(family / "seed1" / f"step{step}", tmp_path / "run" / f"step{step}")
     harm(tmp_path / "run" / "step2")
@@ -183,7 +190,7 @@ def test_a_harmed_checkpoint_fails_with_its_reason_and_the_rest_go_on(
     assert failures[0].startswith("failed: run step2: ")
     assert reason in failures[0]
     assert "2 checkpoints replayed, 0 already there, 0 aliases, 1 failed" in result.stdout
-    assert not Path("/tmp/this-must-never-exist-replay").exists()
+    assert not (tmp_path / "mark").exists()
     table = Store(root).revisions("run").set_index("revision")
     assert table["state"].to_dict() == {"step1": "done", "step2": "failed", "step4": "done"}
     assert reason in table["error"]["step2"]

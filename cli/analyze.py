@@ -1,6 +1,7 @@
 """``replay analyze``: questions to the store."""
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,8 +93,9 @@ def _print(result: "xr.Dataset") -> None:
     steps = result["step"].to_numpy()
     picked = sorted({round(i * (len(steps) - 1) / (SHOWN_STEPS - 1)) for i in range(SHOWN_STEPS)})
     click.echo(
-        f"normalised spread of {len(result.attrs['runs'])} runs over {result.attrs['n_probes']} probes "
-        f"({result.attrs['interval']}), {len(steps)} steps: 0 equal, ceiling unrelated"
+        f"normalised spread of {len(result.attrs['runs'])} runs over {result.attrs['n_probes']} probes of "
+        f"{result.attrs['probes']!r} ({result.attrs['dtype']}), {len(steps)} steps; 0 is equal, the ceiling is that of "
+        f"relabelled probes at the last step; {result.attrs['interval']}"
     )
     columns = ["layer", *(f"step {steps[i]}" for i in picked[:-1]), f"step {steps[-1]} [95 %]", "ceiling"]
     rows = []
@@ -105,7 +107,8 @@ def _print(result: "xr.Dataset") -> None:
         rate = f"{float(at['rate']):+.4f} [{float(at['rate_low']):+.4f}, {float(at['rate_high']):+.4f}]"
         cells = [f"{values[i]:.3f}" for i in picked[:-1]]
         ceiling = f"{float(last['spread_normalized_ceiling']):.3f}"
-        rows.append((layer, *cells, f"{values[-1]:.3f} {interval}", ceiling, rate))
+        row = (layer, *cells, f"{values[-1]:.3f} {interval}", ceiling, rate)
+        rows.append([re.sub(r"[+]?nan( \[.*\])?", "-", cell) for cell in row])
     print_table([*columns, "rate per 1,000 steps [95 %]"], rows)
 
 

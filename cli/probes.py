@@ -21,10 +21,14 @@ def probes() -> None:
 def add(store: Path, file: Path, *, name: str | None) -> None:
     """Add the probes of FILE (.txt, .jsonl or .csv) under a name; a set that a run has used never changes."""
     from replay.opening import open_store
-    from replay.probes import read_probes
+    from replay.probes import builtin_probes, read_probes
     from store.commits import put_probe_set
+    from store.errors import InvalidProbes
 
     probe_set = read_probes(file, name=name)
+    builtin = builtin_probes()
+    if probe_set.name == builtin.name and probe_set.digest != builtin.digest:
+        raise InvalidProbes(f"{builtin.name!r} names the built-in probes: choose another with --name")
     rows = [(probe.text, probe.label, probe.id) for probe in probe_set.probes]
     with_labels = len({probe.label for probe in probe_set.probes if probe.label is not None})
     new = put_probe_set(open_store(store, write=True), probe_set.name, digest=probe_set.digest, probes=rows)

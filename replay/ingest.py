@@ -10,7 +10,7 @@ import numpy as np
 from replay.plan import Advance, Job, Plan, stored_layers
 from store.catalog import Store
 from store.commits import LayerArray, commit_activations, fail_revisions, stage_activations
-from store.errors import InvalidInput, ReplayError, StoreError
+from store.errors import InvalidInput, InvalidLayer, ReplayError, StoreError
 
 __all__ = ["Outcome", "choose_device", "ingest"]
 
@@ -45,7 +45,7 @@ def ingest(store: Store, plan: Plan, *, advance: Advance | None = None) -> Itera
     Raises
     ------
     InvalidInput
-        If the device cannot be used.
+        If the device cannot be used, or a layer cannot be captured as asked.
     StoreError
         If the store itself cannot be written; nothing committed is lost.
     """
@@ -102,8 +102,8 @@ def _attempt(store: Store, plan: Plan, job: Job, report: Callable[[str, int], No
     error, elsewhere = None, False
     try:
         elsewhere = not _replay(store, plan, job, report)
-    except StoreError:
-        raise
+    except (InvalidLayer, StoreError):
+        raise  # what was asked for is wrong, or the store is: the next checkpoint would meet the same
     except ReplayError as failure:
         error = " ".join([str(failure), *getattr(failure, "__notes__", [])])
     except Exception as failure:  # noqa: BLE001 (whatever one checkpoint's model code raises, the rest go on)

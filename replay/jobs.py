@@ -31,6 +31,8 @@ class Cluster:
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise InvalidInput(f"workers is {self.workers}: expected 0 (threads) or the number of processes to start")
+        if self.scheduler is not None and "://" not in self.scheduler:
+            raise InvalidInput(f"{self.scheduler!r} is no scheduler's address: expected one such as tcp://host:8786")
         if self.workers and self.scheduler:
             raise InvalidInput("give either workers or a scheduler: a scheduler has workers of its own")
 

@@ -15,10 +15,10 @@ from replay.gauge import DiffusionGauge
 from replay.jobs import Cluster, execute
 from store.catalog import Store
 from store.commits import commit_operators, stage_operators
-from store.errors import ReplayError
+from store.errors import InvalidInput, Unavailable
 from store.keys import canonical
 from store.schema import Operator
-from store.segments import Staged, read_slice
+from store.segments import Staged, read_slice, segment_path
 
 __all__ = ["Computed", "Slice", "compute_operators", "gauge_key", "missing_operators"]
 
@@ -61,8 +61,11 @@ def missing_operators(store: Store, slices: Sequence[Slice], gauge: DiffusionGau
     from sqlalchemy import select
 
     with store.index.read() as session:
-        rows = session.execute(select(Operator.replay, Operator.layer).where(Operator.gauge == gauge_key(gauge)))
-        there = {(row.replay, row.layer) for row in rows}
+        rows = session.execute(
+            select(Operator.replay, Operator.layer, Operator.segment).where(Operator.gauge == gauge_key(gauge))
+        ).all()
+    kept = {segment: segment_path(store.root, segment).is_dir() for segment in {row.segment for row in rows}}
+    there = {(row.replay, row.layer) for row in rows if kept[row.segment]}
     return list({(s.replay, s.layer): s for s in slices if (s.replay, s.layer) not in there}.values())
 
 
@@ -112,9 +115,10 @@ def _operators_of(root: Path, gauge: DiffusionGauge, slices: Sequence[Slice]) ->
     quality: dict[str, Mapping[str, Any]] = {}
     unavailable: dict[str, str] = {}
     for piece in slices:
+        X = read_slice(root, piece.segment, piece.array, piece.position)
         try:
-            operator = gauge(read_slice(root, piece.segment, piece.array, piece.position))
-        except ReplayError as error:
+            operator = gauge(X)
+        except (InvalidInput, Unavailable) as error:
             unavailable[piece.layer] = str(error)
             continue
         operators[piece.layer] = operator.matrix

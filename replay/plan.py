@@ -377,7 +377,7 @@ class _Preparation:
     def _stored_tokens(self, digest: str) -> str | None:
         with self.store.index.read() as session:
             row = session.get(Tokenization, (digest, self.capture))
-            return None if row is None else row.tokens
+            return None if row is None or not segment_path(self.store.root, row.tokens).is_dir() else row.tokens
 
     def _counts_key(self, digest: str) -> str:
         return content_key("tokens", tokenizer=digest, capture=self.capture)

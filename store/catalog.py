@@ -239,7 +239,7 @@ class Store:
         layer
             Layer names or globs; all by default.
         gauge
-            Canonical JSON of the gauge's parameters, where several were used; the latest by default.
+            Canonical JSON of the gauge's parameters, where several were used; by default the one computed last.
         probes, dtype
             As for `activations`.
 
@@ -257,14 +257,14 @@ class Store:
         rows = self.slices(run, capture, Operator)
         if not rows:
             raise UnknownRun(f"run {run!r} has no operators yet: `replay analyze spread` computes them")
+        kept = match_layers(layer, {row.layer for row in rows}, n_blocks=self.n_blocks(run))
+        rows = [row for row in rows if row.layer in kept]
         gauges = list(dict.fromkeys(row.gauge for row in rows))
         gauge = gauge or gauges[-1]
         if gauge not in gauges:
             raise UnknownRun(f"run {run!r} has no operators of gauge {gauge}; it has {'; '.join(gauges)}")
         rows = [row for row in rows if row.gauge == gauge]
-        kept = match_layers(layer, {row.layer for row in rows}, n_blocks=self.n_blocks(run))
-        rows = [row for row in rows if row.layer in kept]
-        names = sorted(kept, key=layer_order)
+        names = sorted({row.layer for row in rows}, key=layer_order)
         revisions = self._replayed(rows)
         array = _virtual(rows, ("revision", "layer", "probe", "probe_to"), revisions, names, "operator")
         dataset = self._dataset({"operator": array}, run, capture, revisions)

@@ -161,7 +161,7 @@ def put_probe_set(
             ):
                 raise InvalidProbes(
                     f"the store already has other probes named {name!r} and a run has used them, so they may not "
-                    "change: choose another --name"
+                    "change: add these under another name, `replay probes add FILE --name NAME`"
                 )
             session.execute(delete(Capture).where(Capture.probe_set == there.digest))  # of an ingest that failed
             session.delete(there)
@@ -306,7 +306,7 @@ def use_result(store: Store, key: str, *, parameters: Mapping[str, Any]) -> bool
     """Mark a result as the latest of its name, with what is said of it now; False if the store does not hold it."""
     with store.index.write() as session:
         row = session.get(Result, key)
-        if row is None:
+        if row is None or not segment_path(store.root, key).is_dir():
             return False
         row.used, row.parameters = time.time(), dict(parameters)
     return True

@@ -41,6 +41,8 @@ def export_zarr(store: Store, run: str, target: Path, *, layers: Sequence[str] |
     UnknownRun, UnknownLayer
         If the store does not hold what was asked for.
     """
+    if target.resolve().is_relative_to(store.root.resolve()):
+        raise InvalidInput(f"{target} lies inside the store: name a folder outside of it")
     if target.exists():
         raise InvalidInput(f"{target} exists already: name a folder that does not")
     import zarr

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, delete, event, select, update
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from store.errors import NotAStore, StoreError, StoreNotWritable, StoreTooNew, StoreTooOld
+from store.errors import NotAStore, StoreDamaged, StoreError, StoreNotWritable, StoreTooNew, StoreTooOld
 from store.schema import APPLICATION_ID, SCHEMA_VERSION, Claim, Fact
 
 __all__ = ["Index", "connect", "refused"]
@@ -90,15 +90,10 @@ class Index:
 
     def _check(self) -> None:
         folder = self.database.parent
-        try:
-            with self.read() as session:
-                connection = session.connection()
-                application = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
-                version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-        except OperationalError as error:
-            raise refused(str(error.orig), folder) from error
-        except DatabaseError as error:
-            raise NotAStore(f"{folder} is not a replay store: its index.sqlite is no SQLite file") from error
+        with self.read() as session:
+            connection = session.connection()
+            application = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
+            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
         if application != APPLICATION_ID:
             raise NotAStore(f"{folder} is not a replay store: its index.sqlite belongs to another program")
         if version > SCHEMA_VERSION:
@@ -115,8 +110,11 @@ class Index:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """Open a session that sees one snapshot."""
-        with Session(self._engine) as session:
-            yield session
+        try:
+            with Session(self._engine) as session:
+                yield session
+        except DatabaseError as error:
+            raise refused(str(error.orig), self.database.parent) from error
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -132,7 +130,7 @@ class Index:
         try:
             with Session(self._immediate, expire_on_commit=False) as session, session.begin():
                 yield session
-        except OperationalError as error:
+        except DatabaseError as error:
             raise refused(str(error.orig), self.database.parent) from error
 
     def fact(self, key: str) -> dict[str, Any] | None:
@@ -205,6 +203,10 @@ def _started(pid: int) -> str:
 
 def refused(text: str, folder: Path) -> StoreError:
     """Return the error that tells a person what SQLite's ``text`` means for the store in ``folder``."""
+    if "not a database" in text:
+        return NotAStore(f"{folder} is not a replay store: its index.sqlite is no SQLite file")
+    if "malformed" in text:
+        return StoreDamaged(f"the index of {folder} is damaged ({text}): put back a copy of index.sqlite")
     if "full" in text or "disk I/O" in text:
         return StoreNotWritable(
             f"no space left for {folder}: free some and run the same command again; nothing is lost"

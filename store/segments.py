@@ -137,12 +137,17 @@ def read_slice(root: Path, segment: str, array: str, position: int) -> NDArray[n
     import zarr
 
     path = segment_path(root, segment)
+    remedy = f"remove {path} and run the same commands again"
     try:
-        values = zarr.open_array(store=str(path / array), mode="r")[0, position]
+        stored = zarr.open_array(store=str(path / array), mode="r")
+        n_shards = -(-stored.shape[2] // (stored.shards or stored.chunks)[2])
+        shards = [path / array / "c" / "0" / str(position) / str(number) / "0" for number in range(n_shards)]
+        lost = [shard for shard in shards if not shard.is_file()]
+        if lost:
+            raise StoreDamaged(f"{lost[0]} is gone: {remedy}")  # zarr would read it as NaN
+        values = stored[0, position]
     except (FileNotFoundError, ValueError) as error:
-        raise StoreDamaged(
-            f"{path / array} cannot be read ({error}): run the ingest again after removing it"
-        ) from error
+        raise StoreDamaged(f"{path / array} cannot be read ({error}): {remedy}") from error
     return np.asarray(values, dtype=np.float32)
 
 
@@ -251,6 +256,7 @@ def _write(folder: Path, arrays: Mapping[str, Array], attrs: Mapping[str, Any]) 
             compressors=[blosc, Crc32cCodec()],
             fill_value=fill,
             dimension_names=array.dims,
+            config={"write_empty_chunks": True},  # a chunk of NaN is written too: a missing file is always damage
         )
         if array.stacked:
             # Whole shards only: writing part of one reads and rewrites it, and two writers of one shard lose data.

@@ -91,7 +91,10 @@ class SegmentView(Store):
                 number, position = array.sources[revision, layer]
                 segment, inner = array.segments[number]
                 folder = segment_path(self.root, segment) / inner / "c" / "0" / str(position)
-                for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+                paths = sorted(p for p in folder.rglob("*") if p.is_file())
+                if not paths:
+                    raise StoreDamaged(f"{folder} is gone although the index names it")
+                for path in paths:
                     yield f"{name}/c/{revision}/{layer}/{path.relative_to(folder).as_posix()}", path
 
     def __eq__(self, other: object) -> bool:

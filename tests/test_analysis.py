@@ -330,6 +330,30 @@ def test_activations_that_are_no_numbers_make_a_value_unavailable_and_leave_the_
     assert missing.sum() == 2
 
 
+def test_a_damaged_store_is_an_error_never_a_number_and_can_be_mended(
+    copied: Path, family: Path, probe_file: Path
+) -> None:
+    good = analyze_spread(open_store(copied, write=True))["spread"].values
+    base = ("--store", copied, "analyze", "spread", "--alpha", "0.5")
+    view = Store(copied).activations("seed2").encoding["view"]
+    shard = next(path for _, path in view.chunks())
+    segment = copied / "segments" / shard.relative_to(copied / "segments").parts[0]
+    content = shard.read_bytes()
+    for harm in (shard.unlink, lambda: shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))):
+        harm()
+        line = run(*base, code=1).stderr
+        assert "run the same commands again" in line
+        assert len(line.strip().splitlines()) == 1
+        assert len(Store(copied).results()) == 1
+    shutil.rmtree(segment)
+    for lost in (copied / "segments").glob("*/*"):
+        if lost.name == Store(copied).results()["key"][0]:
+            shutil.rmtree(lost)
+    ingest(copied, *(family / f"seed{seed}" for seed in (1, 2, 3)), probes=probe_file)
+    np.testing.assert_array_equal(analyze_spread(open_store(copied, write=True))["spread"].values, good)
+    run(*base)
+
+
 def test_one_run_or_runs_that_cannot_be_compared_are_one_line(copied: Path, tmp_path: Path) -> None:
     store = open_store(copied, write=True)
     with pytest.raises(Unavailable, match=r"spread is the distance between runs and needs two: seed1 is the only one"):

@@ -240,7 +240,7 @@ def test_probe_sets_are_added_once_and_never_changed_behind_a_run(root: Path, fa
     assert Store(root).activations("seed1").sizes["probe"] == 3
     mine.write_text("text\nother\n")
     line = one_line(run("--store", root, "probes", "add", mine, "--name", "trio", code=1))
-    assert "a run has used them, so they may not change: choose another --name" in line
+    assert "a run has used them, so they may not change: add these under another name" in line
 
 
 def test_probes_of_which_only_some_have_labels_can_be_used_by_name(root: Path, family: Path, tmp_path: Path) -> None:
@@ -252,6 +252,31 @@ def test_probes_of_which_only_some_have_labels_can_be_used_by_name(root: Path, f
     ds = Store(root).activations("seed1")
     assert list(ds["label"].values) == ["x", "", ""]
     assert list(ds["probe_id"].values) == ["", "", "third"]
+
+
+def test_the_name_of_the_built_in_probes_is_taken(root: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "topics.txt"
+    mine.write_text("one\n")
+    assert "names the built-in probes" in one_line(run("--store", root, "probes", "add", mine, code=1))
+
+
+def test_an_index_that_is_damaged_inside_is_one_line(filled: Path, family: Path) -> None:
+    database = filled / "index.sqlite"
+    content = bytearray(database.read_bytes())
+    content[4096:] = b"\x5a" * (len(content) - 4096)
+    database.write_bytes(content)
+    for command in (["ls", "runs"], ["ingest", "--path", family / "seed1"], ["analyze", "spread"]):
+        line = one_line(run("--store", filled, *command, code=1))
+        assert "is damaged" in line or "is no SQLite file" in line
+
+
+def test_one_folder_is_one_run_whatever_it_was_called_first(root: Path, family: Path, tmp_path: Path) -> None:
+    for parent in ("a", "b"):
+        shutil.copytree(family / "seed1" / "step1", tmp_path / parent / "run" / "step1")
+    both = ["--path", tmp_path / "a" / "run", "--path", tmp_path / "b" / "run"]
+    run("--store", root, "ingest", *both, "--layers", "blocks[0]")
+    run("--store", root, "ingest", "--path", tmp_path / "a" / "run", "--layers", "blocks[1]")
+    assert list(Store(root).runs()["run"]) == ["a/run", "b/run"]
 
 
 def test_an_export_is_announced_with_its_sizes(filled: Path, tmp_path: Path) -> None:

@@ -82,10 +82,11 @@ def open_sources(
     for path, folder in zip(paths, folders, strict=True):
         names = ["/".join(folder.parts[-depth:]) for depth in range(1, len(folder.parts))]
         others = [other for other in folders if other != folder]
-        for name in names:
+        here = next((name for name, location in taken.items() if location == str(folder)), None)
+        for name in [here] if here else names:
             depth = name.count("/") + 1
             alone = all("/".join(other.parts[-depth:]) != name for other in others)
-            if alone and taken.get(name, str(folder)) == str(folder):
+            if here or (alone and taken.get(name, str(folder)) == str(folder)):
                 break
         sources.append(FolderSource(path, index=store.index, run=name, step_regex=step_regex))
     return sources

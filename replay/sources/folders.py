@@ -75,13 +75,15 @@ class FolderSource:
         """Return ``record`` with the digests of its files; unchanged files are not read again."""
         if record.error:
             return record
-        folder = self._of(record.name)
         files: dict[str, tuple[str, int]] = {}
-        for path in sorted(folder.iterdir()):
-            if path.is_file() and (is_weight_file(path.name) or path.stat().st_size < 2**26):
-                small = not is_weight_file(path.name)
-                digest = git_blob_id(path.read_bytes()) if small else self._digest(path)
-                files[path.name] = (digest, path.stat().st_size)
+        try:
+            for path in sorted(self._of(record.name).iterdir()):
+                if path.is_file() and (is_weight_file(path.name) or path.stat().st_size < 2**26):
+                    small = not is_weight_file(path.name)
+                    digest = git_blob_id(path.read_bytes()) if small else self._digest(path)
+                    files[path.name] = (digest, path.stat().st_size)
+        except OSError as error:
+            return replace(record, error=f"{error.filename} cannot be read ({error.strerror})")
         return describe_files(record, files)
 
     @contextmanager

@@ -264,7 +264,7 @@ def commit_activations(
 
     def rows(session: Session) -> None:
         _ignore(session, Replay, [{"key": replay, "weights": weights, "tokens": tokens, "dtype": dtype}])
-        _ignore(session, Activation, slices)
+        _point(session, Activation, slices)
 
     return _commit(store, staged, rows, claim=claim)
 
@@ -285,7 +285,7 @@ def commit_operators(store: Store, staged: Staged, *, replay: str, gauge: str, l
         {"replay": replay, "layer": layer, "gauge": gauge, "segment": staged.id, "position": position}
         for position, layer in enumerate(layers)
     ]
-    _commit(store, staged, lambda session: _ignore(session, Operator, slices))
+    _commit(store, staged, lambda session: _point(session, Operator, slices))
 
 
 def stage_result(root: Path, key: str, *, arrays: Mapping[str, Array], attrs: Mapping[str, Any]) -> Staged:
@@ -332,6 +332,14 @@ def _commit(store: Store, staged: Staged, rows: Callable[[Session], None], *, cl
 
 def _ignore(session: Session, table: type[Any], rows: Sequence[Mapping[str, Any]]) -> None:
     session.execute(insert(table).on_conflict_do_nothing(), list(rows))
+
+
+def _point(session: Session, table: type[Any], slices: Sequence[Mapping[str, Any]]) -> None:
+    # Rows that are there already name a segment that is lost, or one with the same values: the new one is as good.
+    statement = insert(table)
+    keys = [column.name for column in table.__table__.primary_key]
+    changed = {name: statement.excluded[name] for name in slices[0] if name not in keys}
+    session.execute(statement.on_conflict_do_update(keys, set_=changed), list(slices))
 
 
 def _groups(layers: Sequence[LayerArray]) -> dict[str, list[LayerArray]]:

@@ -503,6 +503,10 @@ def test_a_segment_that_somebody_removed_is_made_again(root: Path, family: Path,
     shutil.rmtree(next((root / "segments").glob(f"*/{lost}")))
     assert "1 checkpoints replayed, 1 already there" in run(*base).stdout
     assert contents(root / "segments") == before
+    expected = Store(root).activations("seed1", layers="blocks[1]")["activations"].values
+    shutil.rmtree(next((root / "segments").glob(f"*/{lost}")))
+    run(*base, "--layers", "blocks[1]")  # another segment than the lost one, which held all three
+    np.testing.assert_array_equal(Store(root).activations("seed1", layers="blocks[1]")["activations"].values, expected)
 
 
 def test_a_failed_ingest_leaves_probes_and_readers_as_they_were(

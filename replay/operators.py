@@ -18,7 +18,7 @@ from store.commits import commit_operators, stage_operators
 from store.errors import InvalidInput, Unavailable
 from store.keys import canonical
 from store.schema import Operator
-from store.segments import Staged, read_slice, segment_path
+from store.segments import Staged, has_segment, read_slice
 
 __all__ = ["Computed", "Slice", "compute_operators", "gauge_key", "missing_operators"]
 
@@ -64,7 +64,7 @@ def missing_operators(store: Store, slices: Sequence[Slice], gauge: DiffusionGau
         rows = session.execute(
             select(Operator.replay, Operator.layer, Operator.segment).where(Operator.gauge == gauge_key(gauge))
         ).all()
-    kept = {segment: segment_path(store.root, segment).is_dir() for segment in {row.segment for row in rows}}
+    kept = {segment: has_segment(store.root, segment) for segment in {row.segment for row in rows}}
     there = {(row.replay, row.layer) for row in rows if kept[row.segment]}
     return list({(s.replay, s.layer): s for s in slices if (s.replay, s.layer) not in there}.values())
 

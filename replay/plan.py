@@ -24,7 +24,7 @@ from store.commits import RevisionRecord, commit_tokens, get_revisions, put_capt
 from store.errors import CheckpointError, InvalidInput, InvalidLayer, UnknownLayer
 from store.keys import content_key, n_blocks_key, replay_key
 from store.schema import Activation, Tokenization
-from store.segments import scratch_name, segment_path
+from store.segments import has_segment, scratch_name, segment_path
 
 __all__ = [
     "Advance",
@@ -247,7 +247,7 @@ def stored_layers(store: Store, key: str) -> set[str]:
     """Return the names of the layers stored for one replay; one whose segment somebody removed is not stored."""
     with store.index.read() as session:
         rows = session.execute(sql_select(Activation.layer, Activation.segment).where(Activation.replay == key)).all()
-    there = {segment: segment_path(store.root, segment).is_dir() for segment in {row.segment for row in rows}}
+    there = {segment: has_segment(store.root, segment) for segment in {row.segment for row in rows}}
     return {row.layer for row in rows if there[row.segment]}
 
 
@@ -377,7 +377,7 @@ class _Preparation:
     def _stored_tokens(self, digest: str) -> str | None:
         with self.store.index.read() as session:
             row = session.get(Tokenization, (digest, self.capture))
-            return None if row is None or not segment_path(self.store.root, row.tokens).is_dir() else row.tokens
+            return None if row is None or not has_segment(self.store.root, row.tokens) else row.tokens
 
     def _counts_key(self, digest: str) -> str:
         return content_key("tokens", tokenizer=digest, capture=self.capture)

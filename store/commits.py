@@ -28,7 +28,7 @@ from store.schema import (
     Segment,
     Tokenization,
 )
-from store.segments import Array, Staged, discard, publish, segment_path, stage
+from store.segments import Array, Staged, discard, has_segment, publish, stage
 from store.tables import replayed
 
 __all__ = [
@@ -306,7 +306,7 @@ def use_result(store: Store, key: str, *, parameters: Mapping[str, Any]) -> bool
     """Mark a result as the latest of its name, with what is said of it now; False if the store does not hold it."""
     with store.index.write() as session:
         row = session.get(Result, key)
-        if row is None or not segment_path(store.root, key).is_dir():
+        if row is None or not has_segment(store.root, key):
             return False
         row.used, row.parameters = time.time(), dict(parameters)
     return True
@@ -318,7 +318,7 @@ def _commit(store: Store, staged: Staged, rows: Callable[[Session], None], *, cl
             discard(staged)
             return False
         row = session.get(Segment, staged.id)
-        if row is None or not segment_path(store.root, staged.id).is_dir():  # a folder that somebody removed
+        if row is None or not has_segment(store.root, staged.id):  # a folder that somebody removed
             publish(store.root, staged)
             session.merge(
                 Segment(id=staged.id, kind=staged.kind, files=staged.files, n_bytes=staged.n_bytes, created=time.time())

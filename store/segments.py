@@ -29,6 +29,7 @@ __all__ = [
     "Array",
     "Staged",
     "discard",
+    "has_segment",
     "publish",
     "read_slice",
     "refusal",
@@ -86,6 +87,11 @@ class Staged:
 def segment_path(root: Path, segment: str) -> Path:
     """Return the folder of segment ``segment`` in the store at ``root``."""
     return root / "segments" / segment[:2] / segment
+
+
+def has_segment(root: Path, segment: str) -> bool:
+    """Return whether the folder of a segment is there; one that the index names may have been removed by hand."""
+    return segment_path(root, segment).is_dir()
 
 
 def stage(root: Path, segment: str, *, kind: str, arrays: Mapping[str, Array], attrs: Mapping[str, Any]) -> Staged:

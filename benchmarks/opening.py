@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,11 +44,11 @@ def fill(root: Path, plain: Path) -> None:
         values = rng.normal(size=(N_LAYERS, N_PROBES, WIDTH)).astype(np.float32)
         np.save(plain / f"step{number}.npy", values)
         layers = [LayerArray(f"blocks[{i}]:output:mean", f"layers.{i}", "probe", values[i]) for i in range(N_LAYERS)]
-        identity = {"weights": f"w{number}", "tokens": tokens, "dtype": "float32"}
+        identity: dict[str, Any] = {"weights": f"w{number}", "tokens": tokens, "dtype": "float32"}
         claim = replay_key(**identity)
         store.index.claim(claim)
         staged = stage_activations(root, layers=layers, attrs={}, **identity)
-        commit_activations(store, staged, layers=layers, claim=claim, **identity)
+        commit_activations(store, staged, layers=[layer.row for layer in layers], claim=claim, **identity)
         store.index.release(claim)
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from cli.analyze import analyze
+from cli.audit import audit
 from cli.demo import demo
 from cli.export import export
-from cli.ingest import ingest
+from cli.ingest import ingest, watch
 from cli.ls import ls
 from cli.probes import probes
 from cli.upgrade import upgrade
@@ -59,5 +60,5 @@ def main(ctx: click.Context, store: Path, *, debug: bool) -> None:  # noqa: ARG0
     ctx.obj = store
 
 
-for _command in (ingest, analyze, ls, probes, export, upgrade, demo):
+for _command in (ingest, watch, audit, analyze, ls, probes, export, upgrade, demo):
     main.add_command(_command)

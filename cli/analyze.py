@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["analyze"]
 
+SHOWN_FLAGGED = 3
+"""Flagged revisions of a run whose reason is told; the others are named."""
+
 SHOWN_STEPS = 6
 """Steps in the printed table; ``--csv`` and ``--json`` have all."""
 
@@ -29,6 +32,7 @@ def analyze() -> None:
 @click.option("--probes", metavar="NAME", help="Probe set, where the runs share several.")
 @click.option("--knn", default=15, show_default=True, help="Neighbour that sets each probe's bandwidth.")
 @click.option("--alpha", default=1.0, show_default=True, help="Density correction: 0 none, 1 full.")
+@click.option("--include-flagged", is_flag=True, help="Take in revisions that an audit holds for faulty.")
 @click.option("--workers", default=0, show_default=True, help="Processes of a local cluster; 0 is threads.")
 @click.option("--scheduler", metavar="URL", help="A Dask scheduler, tcp://host:8786; its workers must see the store.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
@@ -43,6 +47,7 @@ def spread(
     probes: str | None,
     knn: int,
     alpha: float,
+    include_flagged: bool,
     workers: int,
     scheduler: str | None,
     as_json: bool,
@@ -67,6 +72,7 @@ def spread(
             layers=layers or None,
             probes=probes,
             gauge=DiffusionGauge(knn=knn, alpha=alpha),
+            include_flagged=include_flagged,
             cluster=Cluster(workers=workers, scheduler=scheduler),
             advance=advance,
         )
@@ -83,10 +89,20 @@ def spread(
             note(f"written: {written}")
     for run, names in result.attrs["dropped"].items():
         note(f"left out: {run} {', '.join(names)}: another run lacks the step, or another revision holds it")
+    _print_flagged(result)
     for one, other in result.attrs["identical"]:
         note(f"identical: {one} and {other} hold the same checkpoints, so their distance is 0 everywhere")
     for step, layer, reason in result.attrs["unavailable"]:
         note(f"unavailable: {layer}{'' if step is None else f' at step {step}'}: {reason}")
+
+
+def _print_flagged(result: "xr.Dataset") -> None:
+    what = "taken in" if result.attrs["include_flagged"] else "left out"
+    for run, reasons in result.attrs["flagged"].items():
+        for name, reason in list(reasons.items())[:SHOWN_FLAGGED]:
+            note(f"flagged: {run} {name}: {reason.removeprefix(name).lstrip(': ')}; {what} (see `replay audit`)")
+        if len(reasons) > SHOWN_FLAGGED:
+            note(f"flagged: {run} {', '.join(list(reasons)[SHOWN_FLAGGED:])}; {what} too")
 
 
 def _print(result: "xr.Dataset") -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cli.output import human_bytes
+from replay.units import human_bytes
 
 __all__ = ["export"]
 

@@ -1,98 +1,127 @@
-"""``replay ingest``: checkpoints into the store."""
+"""``replay ingest`` and ``replay watch``: checkpoints into the store."""
 
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.output import human_bytes, note, print_table, progress
+from cli.output import interruptible, note, print_table, progress
+from replay.units import human_bytes
 
 if TYPE_CHECKING:
     from replay.ingest import Outcome
-    from replay.plan import Plan
+    from replay.jobs import Cluster
+    from replay.plan import IngestRequest, Plan
+    from replay.sources import Source
+    from store.catalog import Store
 
-__all__ = ["ingest"]
+__all__ = ["ingest", "watch"]
+
+Command = Callable[..., None]
+
+
+def _what_to_ingest(*, revisions: str) -> Callable[[Command], Command]:
+    """Give a command the options that say which checkpoints are replayed, and how."""
+    options = (
+        click.option(
+            "--repo", "repos", multiple=True, metavar="ORG/NAME",
+            help="Hub repository, or a glob over repositories that are one run; repeatable.",
+        ),
+        click.option(
+            "--path", "paths", multiple=True, type=click.Path(path_type=Path), metavar="DIR",
+            help="Folder of step*/ or checkpoint-*/ folders, or one model; repeatable.",
+        ),
+        click.option(
+            "--revisions", multiple=True, metavar="SPEC", default=(revisions,), show_default=True,
+            help="all, main, a name, a list a,b, a range 0..4000, every:1000, log:20, last:5, a glob step*; "
+            "repeatable.",
+        ),
+        click.option(
+            "--probes", default="topics", show_default=True, metavar="NAME|FILE", help="Probe set or file of probes.",
+        ),
+        click.option(
+            "--layers", multiple=True, metavar="SPEC", default=("blocks[*]",), show_default=True,
+            help="path[:point[:reduce]]; embed, blocks[i], blocks[*], final_norm or a module path, globs allowed; "
+            "repeatable.",
+        ),
+        click.option(
+            "--reduce", default="mean", show_default=True, metavar="HOW",
+            help="mean, last_token, first_token or all (one row a token), for layers that name none.",
+        ),
+        click.option("--max-length", default=128, show_default=True, metavar="TOKENS", help="Longer probes are cut."),
+        click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."),
+        click.option(
+            "--batch", default=512, show_default=True, metavar="TOKENS",
+            help="Tokens in one forward pass, padding included.",
+        ),
+        click.option("--step-regex", metavar="REGEX", help="Reads other revision names; needs a group (?P<step>…)."),
+        click.option(
+            "--cache-budget", default="20GB", show_default=True, metavar="SIZE",
+            help="Room that downloads may take in the store at any moment.",
+        ),
+        click.option(
+            "--partial", is_flag=True,
+            help="Fetch only the tensors that the layers need, from safetensors; whole files are then not verified.",
+        ),
+        click.option("--workers", default=0, show_default=True, help="Worker processes; 0 replays in this one."),
+        click.option(
+            "--scheduler", metavar="URL", help="A Dask scheduler, tcp://host:8786; its workers must see the store."
+        ),
+    )  # fmt: skip
+
+    def decorated(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorated
 
 
 @click.command()
-@click.option("--repo", "repos", multiple=True, metavar="ORG/NAME", help="Hub repository; repeatable.")
-@click.option(
-    "--path", "paths", multiple=True, type=click.Path(path_type=Path), metavar="DIR",
-    help="Folder of step*/ or checkpoint-*/ folders, or one model; repeatable.",
-)  # fmt: skip
-@click.option(
-    "--revisions", multiple=True, metavar="SPEC", default=("log:20",), show_default=True,
-    help="all, main, a name, a list a,b, a range 0..4000, every:1000, log:20, last:5, a glob step*; repeatable.",
-)  # fmt: skip
-@click.option("--probes", default="topics", show_default=True, metavar="NAME|FILE", help="Probe set or file of probes.")
-@click.option(
-    "--layers", multiple=True, metavar="SPEC", default=("blocks[*]",), show_default=True,
-    help="path[:point[:reduce]]; embed, blocks[i], blocks[*], final_norm or a module path, globs allowed; repeatable.",
-)  # fmt: skip
-@click.option(
-    "--reduce", default="mean", show_default=True, metavar="HOW",
-    help="mean, last_token, first_token or all (one row a token), for layers that name none.",
-)  # fmt: skip
-@click.option("--max-length", default=128, show_default=True, metavar="TOKENS", help="Longer probes are cut.")
-@click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-@click.option(
-    "--batch", default=512, show_default=True, metavar="TOKENS", help="Tokens in one forward pass, padding included."
-)
-@click.option("--step-regex", metavar="REGEX", help="Reads other revision names; needs a group (?P<step>…).")
+@_what_to_ingest(revisions="log:20")
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @click.pass_obj
 def ingest(
     store: Path,
+    /,
     *,
     repos: tuple[str, ...],
     paths: tuple[Path, ...],
-    revisions: tuple[str, ...],
-    probes: str,
-    layers: tuple[str, ...],
-    reduce: str,
-    max_length: int,
-    dtype: str,
-    device: str,
-    batch: int,
-    step_regex: str | None,
+    cache_budget: str,
+    workers: int,
+    scheduler: str | None,
     dry_run: bool,
+    **what: Any,
 ) -> None:
     """Replay checkpoints and keep their activations; what is there already is not done again."""
-    from contextlib import nullcontext
-
     from replay.ingest import ingest as run_ingest
+    from replay.jobs import Cluster
     from replay.opening import open_store
-    from replay.plan import IngestRequest, choose_probes, make_plan, scratch_store
-    from replay.revisions import compile_step_pattern
-    from replay.sources import open_sources
+    from replay.plan import make_plan, scratch_store
+    from replay.units import parse_bytes
 
-    pattern = None if step_regex is None else compile_step_pattern(step_regex)
+    cluster, budget = Cluster(workers=workers, scheduler=scheduler), parse_bytes(cache_budget)
     with scratch_store(store) if dry_run else nullcontext(open_store(store, write=True)) as opened:
-        probe_set = choose_probes(opened, probes)
-        for finding in probe_set.report.notes():
-            note(f"probes {probe_set.name}: {finding}")
-        request = IngestRequest(
-            probes=probe_set,
-            revisions=revisions,
-            layers=layers,
-            reduce=reduce,
-            max_length=max_length,
-            dtype=dtype,
-            device=device,
-            batch_tokens=batch,
-            step_regex=pattern,
-        )
-        sources = open_sources(opened, repos=repos, paths=paths, step_regex=pattern)
-        with progress() as advance:
+        request, sources = _read(opened, repos, paths, **what)
+        with interruptible() as check, progress(check) as advance:
             plan = make_plan(opened, sources, request, advance=advance)
         _print_plan(plan, err=not dry_run)
         if dry_run:
             return
         outcomes: list[Outcome] = []
         try:
-            with progress() as advance:
-                for outcome in run_ingest(opened, plan, advance=advance):
+            with (
+                interruptible() as check,
+                progress(check) as advance,
+                closing(
+                    run_ingest(opened, plan, cluster=cluster, cache_budget=budget, advance=advance, report=note)
+                ) as each,
+            ):
+                for outcome in each:
                     outcomes.append(outcome)  # noqa: PERF402 (extend would lose the count when interrupted)
         except KeyboardInterrupt:
             note(f"interrupted after {len(outcomes)} checkpoints, which are kept: run the same command again to go on")
@@ -100,6 +129,85 @@ def ingest(
     failed = _print_summary(plan, outcomes, store)
     if failed:
         raise click.exceptions.Exit(1)
+
+
+@click.command()
+@_what_to_ingest(revisions="all")
+@click.option("--every", default="10m", show_default=True, metavar="TIME", help="Pause between looks: 90s, 10m, 2h.")
+@click.option(
+    "--analyze", "analyses", multiple=True, type=click.Choice(["spread"]),
+    help="Analysis to bring up to date after new checkpoints; repeatable.",
+)  # fmt: skip
+@click.pass_obj
+def watch(
+    store: Path,
+    /,
+    *,
+    repos: tuple[str, ...],
+    paths: tuple[Path, ...],
+    cache_budget: str,
+    workers: int,
+    scheduler: str | None,
+    every: str,
+    analyses: tuple[str, ...],
+    **what: Any,
+) -> None:
+    """Keep a store current: ingest new checkpoints as they appear, until interrupted."""
+    from replay.jobs import Cluster
+    from replay.opening import open_store
+    from replay.units import parse_bytes, parse_seconds
+    from replay.watch import watch as watch_sources
+
+    cluster, budget = Cluster(workers=workers, scheduler=scheduler), parse_bytes(cache_budget)
+    pause, first = parse_seconds(every), True
+    opened = open_store(store, write=True)
+    request, sources = _read(opened, repos, paths, **what)
+    how: dict[str, Any] = {"pause": pause, "cluster": cluster, "cache_budget": budget, "report": note}
+    try:
+        with interruptible() as check, progress(check) as advance:
+            for done in watch_sources(opened, sources, request, advance=advance, **how):
+                for plan, outcomes in zip(done.plans, done.outcomes, strict=True):
+                    if first or plan.jobs:
+                        _print_summary(plan, outcomes, store)
+                for name in analyses if first or done.n_replayed else ():
+                    _bring_up_to_date(opened, name, cluster)
+                first = False
+    except KeyboardInterrupt:
+        note("stopped; everything that was committed is kept")
+
+
+def _read(
+    store: "Store",
+    repos: Sequence[str],
+    paths: Sequence[Path],
+    *,
+    probes: str,
+    batch: int,
+    step_regex: str | None,
+    **what: Any,
+) -> "tuple[IngestRequest, list[Source]]":
+    from replay.plan import IngestRequest, choose_probes
+    from replay.revisions import compile_step_pattern
+    from replay.sources import open_sources
+
+    pattern = None if step_regex is None else compile_step_pattern(step_regex)
+    probe_set = choose_probes(store, probes)
+    for finding in probe_set.report.notes():
+        note(f"probes {probe_set.name}: {finding}")
+    request = IngestRequest(probes=probe_set, batch_tokens=batch, step_regex=pattern, **what)
+    return request, open_sources(store, repos=repos, paths=paths, step_regex=pattern, report=note)
+
+
+def _bring_up_to_date(store: "Store", analysis: str, cluster: "Cluster") -> None:
+    from replay.analysis import analyze_spread
+    from store.errors import ReplayError
+
+    try:
+        result = analyze_spread(store, cluster=cluster)
+    except ReplayError as error:  # too few runs as yet, or none in common: the next checkpoint may change it
+        note(f"{analysis}: {error}")
+        return
+    click.echo(f"{analysis}: {result.sizes['step']} steps, {result.sizes['layer']} layers up to date")
 
 
 def _print_plan(plan: "Plan", *, err: bool) -> None:
@@ -120,15 +228,17 @@ def _print_plan(plan: "Plan", *, err: bool) -> None:
     )
 
 
-def _print_summary(plan: "Plan", outcomes: "list[Outcome]", store: Path) -> bool:
+def _print_summary(plan: "Plan", outcomes: "Sequence[Outcome]", store: Path) -> bool:
     failures = [(run.run, record.name, str(record.error)) for run in plan.runs for record in run.failed]
     names = {run.run_id: run.run for run in plan.runs}
     failures += [
-        (names[run], name, outcome.error)
+        (names[run], name, str(outcome.error))
         for outcome in outcomes
-        if outcome.error
+        if outcome.error and not outcome.lost
         for run, name in outcome.job.revisions
     ]
+    unlisted = [f"not reached: {run}: {reason}" for run, reason in plan.lost.items()]
+    lost = Counter((outcome.job.source.run, str(outcome.error)) for outcome in outcomes if outcome.lost)
     done = [outcome for outcome in outcomes if not outcome.error and not outcome.elsewhere]
     elsewhere = sum(outcome.elsewhere for outcome in outcomes)
     present, aliases = sum(run.n_present for run in plan.runs), sum(run.n_aliases for run in plan.runs)
@@ -137,9 +247,14 @@ def _print_summary(plan: "Plan", outcomes: "list[Outcome]", store: Path) -> bool
         parts.append(f"{elsewhere} done by another process")
     if failures:
         parts.append(f"{len(failures)} failed")
+    if lost:
+        parts.append(f"{lost.total()} not reached")
     click.echo(f"{plan.n_revisions} revisions: {', '.join(parts)}; store {store}")
     for run, name, reason in failures:
         note(f"failed: {run} {name}: {reason}")
-    if failures:
+    unlisted += [f"not reached: {run}, {count} checkpoints: {reason}" for (run, reason), count in lost.items()]
+    for line in unlisted:
+        note(line)
+    if failures or unlisted:
         note("run the same command again to retry what failed")
-    return bool(failures)
+    return bool(failures or unlisted)

@@ -31,7 +31,7 @@ def runs(store: Path, *, as_json: bool) -> None:
 @_json
 @click.pass_obj
 def revisions(store: Path, run: str | None, *, as_json: bool) -> None:
-    """List the revisions of RUN, or of all runs, with what each is an alias of and why one failed."""
+    """List the revisions of RUN, or of all runs, with what each is an alias of, what an audit found, why one failed."""
     import pandas as pd
 
     from replay.opening import open_store
@@ -43,10 +43,10 @@ def revisions(store: Path, run: str | None, *, as_json: bool) -> None:
     if frame.empty and not as_json:
         note("no revision yet: run `replay ingest`")
         return
-    columns = ["run", "revision", "step", "state", "alias_of", "layers", "weights", "error"]
+    columns = ["run", "revision", "step", "state", "alias_of", "layers", "findings", "weights", "error"]
     if not as_json:
         frame["weights"] = frame["weights"].str[:12]
-        for column in ("alias_of", "error"):
+        for column in ("alias_of", "findings", "error"):
             frame[column] = frame[column].fillna("").replace("", "-")
             if (frame[column] == "-").all():
                 columns.remove(column)

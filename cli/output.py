@@ -1,6 +1,7 @@
 """What several commands print: tables, sizes, a progress bar on stderr."""
 
 import math
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,19 +13,14 @@ import click
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["check_target", "human_bytes", "note", "print_frame", "print_table", "progress"]
+__all__ = ["check_target", "interruptible", "note", "print_frame", "print_table", "progress"]
 
 PIPE_WIDTH = 10_000
 """A table that goes to a file or a pipe is never cut."""
 
 
-def human_bytes(n_bytes: float) -> str:
-    """Return a size in the largest unit that leaves a whole part, in powers of 1,000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"
+PATIENCE = 3
+"""Seconds that an interrupted command has to come to a place where it may end."""
 
 
 def note(text: str) -> None:
@@ -77,10 +73,40 @@ def print_frame(frame: "pd.DataFrame", *, as_json: bool, columns: Sequence[str] 
 
 
 @contextmanager
-def progress() -> Iterator[Callable[..., None]]:
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Hold a check that raises KeyboardInterrupt once SIGINT or SIGTERM has come, to be called between pieces of work.
+
+    So a signal ends the work where it may end. If nobody calls the check for `PATIENCE` seconds, or a second signal
+    comes, it ends wherever it is.
+    """
+    asked = False
+
+    def ask(number: int, _frame: object) -> None:
+        nonlocal asked
+        if asked or number == signal.SIGALRM:
+            raise KeyboardInterrupt
+        asked = True
+        signal.alarm(PATIENCE)
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    try:
+        yield check
+    finally:
+        signal.alarm(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def progress(check: Callable[[], None] = lambda: None) -> Iterator[Callable[..., None]]:
     """Hold a bar on stderr with the time left; silent where stderr is no terminal.
 
-    It is told what is done, how much of it, how much there is, and if wanted which part is under way.
+    It is told what is done, how much of it, how much there is, and if wanted which part is under way; each time it
+    calls ``check``.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -91,6 +117,7 @@ def progress() -> Iterator[Callable[..., None]]:
         tasks: dict[str, Any] = {}
 
         def advance(what: str, done: int, total: int, part: str = "") -> None:
+            check()
             if what not in tasks:
                 tasks[what] = bar.add_task(what, total=total)
             bar.update(tasks[what], completed=done, total=total, description=part or what)

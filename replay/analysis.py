@@ -14,6 +14,7 @@ from replay import spread as spread_module
 from replay.gauge import DiffusionGauge
 from replay.jobs import Cluster, execute
 from replay.operators import Slice, compute_operators, gauge_key, missing_operators
+from replay.revisions import parse_step, sort_key
 from replay.spread import N_GROUPS, Rate, StepSpread, convergence_rate, join_on_step, spread_from_activations
 from store.catalog import CaptureInfo, Store
 from store.commits import commit_result, stage_result, use_result
@@ -46,7 +47,9 @@ class _History:
     revisions: dict[int, Revision] = field(default_factory=dict)
     slices: dict[tuple[int, str], Slice] = field(default_factory=dict)
     doubles: list[str] = field(default_factory=list)
-    """Revisions at a step that another one, with other weights, already holds."""
+    """Revisions at a step that another one, with other weights, already holds, or another stage."""
+    flagged: dict[str, str] = field(default_factory=dict)
+    """Revisions that an audit holds for faulty, and why."""
 
     def steps(self, layers: Sequence[str]) -> list[int]:
         """Return the steps at which any of ``layers`` is stored."""
@@ -60,13 +63,15 @@ def analyze_spread(
     layers: Sequence[str] | None = None,
     probes: str | None = None,
     gauge: DiffusionGauge | None = None,
+    include_flagged: bool = False,
     cluster: Cluster | None = None,
     advance: Advance | None = None,
 ) -> "xr.Dataset":
     """Return how far several runs' operators lie apart at each step and layer, computing only what is missing.
 
     Runs are joined on the training step; checkpoints at a step that another run lacks are left out and named in
-    ``attrs["dropped"]``. Operators are cached in the store, and so is the result.
+    ``attrs["dropped"]``. So are revisions that an audit holds for faulty, since the weights of another step are no
+    training; ``attrs["flagged"]`` has the reasons. Operators are cached in the store, and so is the result.
 
     Parameters
     ----------
@@ -80,6 +85,8 @@ def analyze_spread(
         Name of the probe set, where the runs share several; the one used last by default.
     gauge
         The recipe from activations to operators.
+    include_flagged
+        Take faulty revisions for what their names say; they are named all the same.
     cluster
         Where to compute; threads of this process by default.
     advance
@@ -96,7 +103,7 @@ def analyze_spread(
     Raises
     ------
     Unavailable
-        If fewer than two runs are chosen.
+        If fewer than two runs are chosen, or all that one has is flagged.
     UnknownRun, UnknownLayer, InvalidInput
         If names match nothing, or the runs share no probe set or no step.
     """
@@ -108,10 +115,18 @@ def analyze_spread(
             "seed of it, or choose more with --runs"
         )
     capture = _shared_capture(store, names, probes)
-    histories = {name: _history(store, name, capture) for name in names}
+    histories = {name: _history(store, name, capture, include_flagged=include_flagged) for name in names}
+    for name, history in histories.items():
+        if history.flagged and not history.slices:
+            raise Unavailable(f"nothing of {name} is sound: {_left_out({name: history})}")
     depths = {store.n_blocks(name) for name in names}
     chosen = _shared_layers(histories, layers, depths.pop() if len(depths) == 1 else None)
-    join = join_on_step({name: history.steps(chosen) for name, history in histories.items()})
+    try:
+        join = join_on_step({name: history.steps(chosen) for name, history in histories.items()})
+    except InvalidInput as error:
+        if not include_flagged and any(history.flagged for history in histories.values()):
+            error.add_note(_left_out(histories))
+        raise
     cells, lacking = _cells(histories, join.steps, chosen)
     made_from = {
         what: [[getattr(histories[name].revisions[step], what) or "" for step in join.steps] for name in names]
@@ -133,14 +148,16 @@ def analyze_spread(
     key = content_key("spread", inputs=inputs, made_from=made_from, **parameters)
     parameters["dropped"] = _dropped(histories, join.dropped)
     parameters["identical"] = _identical(names, cells)
+    parameters["flagged"] = {run: history.flagged for run, history in histories.items() if history.flagged}
+    parameters["include_flagged"] = include_flagged
     if not use_result(store, key, parameters=parameters):
         rows, unavailable = _compute(store, cells, gauge, cluster, advance)
         _store_spread(store, key, parameters, made_from, rows, lacking | unavailable)
     return store.result("spread", key=key)
 
 
-def choose_runs(store: Store, patterns: Sequence[str]) -> list[str]:
-    """Return the replayed runs that names or globs choose, in order.
+def choose_runs(store: Store, patterns: Sequence[str], *, replayed: bool = True) -> list[str]:
+    """Return the replayed runs that names or globs choose, in order; or any runs.
 
     Raises
     ------
@@ -148,12 +165,13 @@ def choose_runs(store: Store, patterns: Sequence[str]) -> list[str]:
         If a pattern chooses none.
     """
     table = store.runs()
-    there = [name for name, replayed in zip(table["run"], table["replayed"], strict=True) if replayed]
+    there = list(table["run"][table["replayed"] > 0] if replayed else table["run"])
     chosen: set[str] = set()
     for pattern in patterns:
         found = {name for name in there if name == pattern or fnmatch.fnmatchcase(name, pattern)}
         if not found:
-            raise UnknownRun(f"no replayed run {pattern!r} in {store.root}; {suggest(pattern, there)}")
+            what = "replayed run" if replayed else "run"
+            raise UnknownRun(f"no {what} {pattern!r} in {store.root}; {suggest(pattern, there)}")
         chosen |= found
     return sorted(chosen)
 
@@ -172,20 +190,35 @@ def _shared_capture(store: Store, runs: Sequence[str], probes: str | None) -> Ca
     return common[-1]
 
 
-def _history(store: Store, run: str, capture: CaptureInfo) -> _History:
-    history = _History()
+def _history(store: Store, run: str, capture: CaptureInfo, *, include_flagged: bool) -> _History:
+    history, flagged = _History(), store.flagged(run)
+    branches: dict[int, tuple[int, str | None]] = {}
     for row in store.slices(run, capture, Activation):
         revision = row.Revision
         if revision.step is None or row.level != "probe":
             continue
-        # Training order: where stages restart their count, the first keeps the step.
-        first = history.revisions.setdefault(revision.step, revision)
-        if first.name == revision.name:
+        # Training order: where stages restart their count, the first keeps the step, even if nothing of it is sound.
+        branch = _branch(revision)
+        foreign = branches.setdefault(revision.step, branch) != branch
+        if revision.name in flagged:
+            history.flagged[revision.name] = flagged[revision.name]
+            if not include_flagged:
+                continue
+        first = history.revisions.get(revision.step)
+        if first is None and not foreign:
+            first = history.revisions[revision.step] = revision
+        if first is not None and first.name == revision.name:
             piece = Slice(row.key, row.layer, row.segment, row.array, row.position)
             history.slices[revision.step, row.layer] = piece
-        elif first.weights != revision.weights and revision.name not in history.doubles:
+        elif (first is None or first.weights != revision.weights) and revision.name not in history.doubles:
             history.doubles.append(revision.name)
     return history
+
+
+def _branch(revision: Revision) -> tuple[int, str | None]:
+    """Return the stage of a revision, and which of its branches."""
+    parsed = parse_step(revision.name)
+    return revision.stage or sort_key(revision.name).stage or 1, None if parsed is None else parsed.kind
 
 
 def _shared_layers(histories: Mapping[str, _History], wanted: Sequence[str] | None, n_blocks: int | None) -> list[str]:
@@ -218,6 +251,11 @@ def _dropped(histories: Mapping[str, _History], steps: Mapping[str, Sequence[int
         for run, history in histories.items()
     }
     return {run: left_out for run, left_out in names.items() if left_out}
+
+
+def _left_out(histories: Mapping[str, _History]) -> str:
+    counts = ", ".join(f"{len(history.flagged)} of {run}" for run, history in histories.items() if history.flagged)
+    return f"revisions left out as flagged: {counts}; `replay audit` tells why, --include-flagged takes them in"
 
 
 def _identical(runs: Sequence[str], cells: Sequence[_Cell]) -> list[list[str]]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import nn
 
 __all__ = ["Anatomy", "find_anatomy"]
@@ -51,6 +53,40 @@ class Anatomy:
             return "blocks" if path == blocks else path
         index, dot, rest = path.removeprefix(f"{blocks}.").partition(".")
         return f"blocks[{index}]{dot}{rest}"
+
+    def beyond(self, modules: Iterable[nn.Module]) -> tuple[str, ...]:
+        """Return the paths of what a replay that ends with the last of ``modules`` does not come to.
+
+        That is all outside the stack and, as blocks run in their order, the blocks behind and the final norm; without
+        blocks, with shared ones, or with a module of which it is not known where it runs, only what is outside.
+
+        Parameters
+        ----------
+        modules
+            Modules of the stack.
+        """
+        paths = []
+        owner, above = self.base, ""
+        for name in filter(None, self.paths[self.stack].split(".")):
+            beside = [_join(above, other) for other, child in owner.named_children() if child not in self.paths]
+            above = _join(above, name)
+            paths += [path for path in beside if path != above]
+            owner = self.base.get_submodule(above)
+        deepest = max(map(self._depth, modules), default=len(self.blocks))
+        if self.shares_blocks or deepest >= len(self.blocks):
+            return tuple(paths)
+        blocks, norm = self.aliases["blocks"], self.aliases.get("final_norm")
+        paths += [self.paths[block] for block in self.blocks[deepest + 1 :] if block not in self.blocks[: deepest + 1]]
+        if norm is not None and not norm.startswith(f"{blocks}."):
+            paths.append(norm)
+        return tuple(paths)
+
+    def _depth(self, module: nn.Module) -> int:
+        """Return the block that ``module`` is in: -1 for the embedding, behind the last for what may run at the end."""
+        part = re.match(r"(embed|blocks\[(\d+)\])(?:\.|$)", self.name(self.paths[module]))
+        if part is None:
+            return len(self.blocks)
+        return int(part[2]) if part[2] else -1
 
     def ties_last_state(self) -> bool:
         """Return whether transformers reports the last hidden state after the final norm; CLIP and its kin do not."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from replay.anatomy import find_anatomy
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import nn
+
+    _Values = dict[LayerSpec, torch.Tensor]
 
 __all__ = ["ActivationExtractor", "replay_probes"]
 
@@ -174,6 +180,9 @@ def replay_probes(
 ) -> dict[str, np.ndarray]:
     """Run every probe through ``model`` and return what ``layers`` computed; the same call gives the same bits.
 
+    On a CPU batches run side by side, one on each of torch's threads; the bits do not depend on how many those are, as
+    long as there are no more of them than batches.
+
     The model runs in eval mode and inference mode, without its head and without a key-value cache, no further than the
     deepest layer asked for; of an encoder-decoder model only the encoder runs.
 
@@ -220,15 +229,27 @@ def replay_probes(
     _check_device(stack, device)
     lengths = [len(tokens) for tokens in token_ids]
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    extractor = ActivationExtractor([layer.spec for layer in layers], stop=True)
+    batches = plan_batches(lengths, batch_tokens)
     results: dict[str, np.ndarray] = {}
-    with torch.inference_mode(), _keeping_modes(model), extractor.capture(model, root=stack):
-        model.eval()
-        for indices in plan_batches(lengths, batch_tokens):
-            batch = pad_batch([token_ids[i] for i in indices], pad_token_id=pad_token_id, padding_side=padding_side)
-            _run(stack, batch, padding_side, device)
+
+    def run(root: nn.Module, extractor: ActivationExtractor, indices: list[int]) -> _Values:
+        batch = pad_batch([token_ids[i] for i in indices], pad_token_id=pad_token_id, padding_side=padding_side)
+        with torch.inference_mode():
+            _run(root, batch, padding_side, device)
+        return extractor.get_activations()
+
+    with ExitStack() as cleanup:
+        replicas = []
+        for replica in _replicas(model, min(torch.get_num_threads(), len(batches)) if device == "cpu" else 1):
+            root = find_anatomy(replica).stack
+            extractor = ActivationExtractor([layer.spec for layer in layers], stop=True)
+            cleanup.enter_context(_keeping_modes(replica))
+            cleanup.enter_context(extractor.capture(replica, root=root))
+            replica.eval()
+            replicas.append(partial(run, root, extractor))
+        for indices, captured in cleanup.enter_context(_spread_over(replicas, batches)):
             tokens = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
-            for spec, values in extractor.get_activations().items():
+            for spec, values in captured.items():
                 by_token = spec.reduce == "all"
                 rows = tokens if by_token else np.array(indices)
                 if len(values) != len(rows):
@@ -242,6 +263,49 @@ def replay_probes(
             if progress is not None:
                 progress(len(indices))
     return results
+
+
+def _replicas(model: nn.Module, count: int) -> list[nn.Module]:
+    """Return ``model`` and copies of its modules that share its weights."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return [model, *(copy.deepcopy(model, dict(shared)) for _ in range(count - 1))]
+
+
+@contextmanager
+def _spread_over(
+    replicas: Sequence[Callable[[list[int]], _Values]], batches: Sequence[list[int]]
+) -> Iterator[Iterator[tuple[list[int], _Values]]]:
+    """Hold the batches with what they give, as it comes, one thread a replica.
+
+    One thread a batch beats all threads on one batch: they never wait for each other between layers, and the bits do
+    not depend on how many threads there are.
+    """
+    import torch
+
+    if len(replicas) == 1:
+        yield ((indices, replicas[0](indices)) for indices in batches)
+        return
+    free: SimpleQueue[Callable[[list[int]], _Values]] = SimpleQueue()
+    for replica in replicas:
+        free.put(replica)
+    n_threads = torch.get_num_threads()
+
+    def run(indices: list[int]) -> tuple[list[int], _Values]:
+        replica = free.get()
+        try:
+            return indices, replica(indices)
+        finally:
+            free.put(replica)
+
+    with ThreadPoolExecutor(
+        len(replicas), initializer=torch.set_num_threads, initargs=(n_threads // len(replicas),)
+    ) as pool:
+        try:
+            # the longest first: the last to end is then a short one
+            yield (done.result() for done in as_completed([pool.submit(run, indices) for indices in reversed(batches)]))
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(n_threads)  # MKL's count is one for the whole process
 
 
 def _run(stack: nn.Module, batch: Batch, padding_side: str, device: str) -> None:

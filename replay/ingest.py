@@ -1,24 +1,30 @@
-"""Replaying checkpoints into a store: claim, fetch, replay, commit, one checkpoint after the other."""
+"""Replaying checkpoints into a store: fetched ahead, replayed here or on a cluster, committed by this process."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any
 
-import numpy as np
-
-from replay.plan import Advance, Job, Plan, stored_layers
+from replay.audit import refresh_audit
+from replay.checkpoint import ReplayTask, Staging, choose_device, stage_checkpoint
+from replay.crawl import Ended, Fetched, crawl
+from replay.jobs import Cluster, connect
+from replay.listing import Advance
+from replay.plan import Job, Plan
+from replay.weighing import VERSION as WEIGHING_VERSION
 from store.catalog import Store
-from store.commits import LayerArray, commit_activations, fail_revisions, stage_activations
-from store.errors import InvalidInput, InvalidLayer, ReplayError, StoreError
+from store.commits import commit_activations, commit_weighing, fail_revisions, weighed
+from store.errors import CheckpointError, InvalidLayer, ReplayError, SourceUnreachable, StoreError
 
-__all__ = ["Outcome", "choose_device", "ingest"]
+__all__ = ["CACHE_BUDGET", "Outcome", "ingest"]
 
-VERSION = 1
-"""Recorded with every segment; raised when the replay would give other numbers for the same weights and tokens."""
+HEARTBEAT = 0.2
+"""Seconds between two calls of ``advance`` while there is nothing to do."""
 
-POLL_SECONDS = 0.5
-"""How long to wait before looking again at work that another process has claimed."""
+CACHE_BUDGET = 20 * 10**9
+"""Bytes that downloads may take in the store unless something else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -27,144 +33,246 @@ class Outcome:
 
     job: Job
     """The work."""
-    seconds: float
-    """How long it took."""
     elsewhere: bool = False
     """Whether another process had done it meanwhile."""
     error: str | None = None
     """Why it failed."""
+    lost: bool = False
+    """Whether it failed because its whole source could not be reached."""
 
 
-def ingest(store: Store, plan: Plan, *, advance: Advance | None = None) -> Iterator[Outcome]:
+@dataclass(frozen=True)
+class _Replayed:
+    fetched: Fetched
+    staging: Staging | None
+    error: BaseException | None
+
+
+_Inbox = SimpleQueue[Any]
+_Replay = Callable[[Fetched, ReplayTask], _Replayed | None]
+
+
+def ingest(
+    store: Store,
+    plan: Plan,
+    *,
+    cluster: Cluster | None = None,
+    cache_budget: int = CACHE_BUDGET,
+    advance: Advance | None = None,
+    report: Callable[[str], None] | None = None,
+) -> Generator[Outcome]:
     """Carry out a plan, yielding each checkpoint's outcome as it ends.
 
-    Several processes may work on one store: a checkpoint is claimed before it is touched, one that another process
-    holds is left for later, and one whose owner died is taken over. A checkpoint that fails is recorded with its
-    reason and does not stop the rest.
+    While one checkpoint is replayed the next are fetched. Several processes may work on one store: a checkpoint is
+    claimed before it is touched, one that another process holds is left for later, and one whose owner died is taken
+    over. A checkpoint that fails is recorded with its reason and does not stop the rest; a source that cannot be
+    reached ends for this time, without a record.
+
+    Parameters
+    ----------
+    store
+        A writable store.
+    plan
+        From `make_plan`.
+    cluster
+        Where to replay; in this process by default. This process fetches and commits in any case.
+    cache_budget
+        Bytes that downloads may take in the store at any moment.
+    advance
+        Told of the progress.
+    report
+        Told in one line what is waited for or tried again.
 
     Raises
     ------
     InvalidInput
-        If the device cannot be used, or a layer cannot be captured as asked.
+        If the device cannot be used, or a checkpoint is larger than the budget.
+    InvalidLayer
+        If a layer cannot be captured as asked.
     StoreError
         If the store itself cannot be written; nothing committed is lost.
     """
-    advance = advance or (lambda *_: None)
-    waiting, n_ended, n_probes = list(plan.jobs), 0, len(plan.request.probes.probes)
+    if not plan.jobs:
+        return
+    cluster, advance, report = cluster or Cluster(), advance or (lambda *_: None), report or (lambda _: None)
+    inbox: _Inbox = SimpleQueue()
+    n_probes = len(plan.request.probes.probes)
+    known = weighed(store, {str(job.record.weights) for job in plan.jobs}, version=WEIGHING_VERSION)
+    ended = 0
 
-    def report(what: str, n_replayed: int) -> None:
-        advance("ingest", n_ended * n_probes + n_replayed, len(plan.jobs) * n_probes, what)
+    def progressed(what: str, n_replayed: int) -> None:
+        advance("ingest", ended * n_probes + n_replayed, len(plan.jobs) * n_probes, what)
 
-    if waiting:
-        choose_device(plan.request.device)  # a wrong one is the user's mistake, not that of every checkpoint
-    while waiting:
-        later = []
-        for job in waiting:
-            if not store.index.claim(job.key):
-                later.append(job)
+    with (
+        _audited(store, plan),
+        _replaying(cluster, plan, inbox, progressed) as (replay, n_replaying),
+        # one more than are replayed and fetched: the next is ready when one ends
+        crawl(store, plan.jobs, inbox, budget=cache_budget, ahead=n_replaying + 2, report=report),
+    ):
+        for event in _arrivals(inbox, progressed):
+            outcome = _outcome(store, plan, event, replay, known)
+            if outcome is None:
                 continue
-            try:
-                outcome = _attempt(store, plan, job, report)
-            finally:
-                store.index.release(job.key)
-            n_ended += 1
-            report(f"{n_ended} of {len(plan.jobs)}", 0)
+            if not outcome.lost:
+                for revision in outcome.job.revisions:
+                    fail_revisions(store, revision[0], [revision[1]], outcome.error)
+            ended += 1
+            progressed(f"{ended} of {len(plan.jobs)}", 0)
             yield outcome
-        if len(later) == len(waiting):
-            report(f"waiting for another process, {len(later)} left", 0)
-            time.sleep(POLL_SECONDS)
-        waiting = later
+            if ended == len(plan.jobs):
+                break
 
 
-def choose_device(name: str) -> str:
-    """Return ``name``, with ``auto`` settled.
+@contextmanager
+def _audited(store: Store, plan: Plan) -> Iterator[None]:
+    """Audit all runs at the end, whatever ends it: the values of more weights are known than before."""
+    try:
+        yield
+    finally:
+        for run in plan.runs:
+            refresh_audit(store, run.run)
 
-    Raises
-    ------
-    InvalidInput
-        If torch knows no such device or this machine has none.
+
+def _outcome(store: Store, plan: Plan, event: Any, replay: _Replay, known: set[str]) -> Outcome | None:
+    """Do what an event asks for; None if that goes on elsewhere."""
+    if isinstance(event, BaseException):
+        raise event
+    if isinstance(event, Fetched):
+        weights = str(event.job.record.weights)
+        replayed = replay(event, _task(store, plan, event, weigh=weights not in known))
+        if _is_whole(store, event):
+            known.add(weights)
+        return None if replayed is None else _commit(store, replayed)
+    return _commit(store, event) if isinstance(event, _Replayed) else _ended(event)
+
+
+def _arrivals(inbox: _Inbox, progressed: Callable[[str, int], None]) -> Iterator[Any]:
+    while True:
+        try:
+            event = inbox.get(timeout=HEARTBEAT)
+        except Empty:
+            progressed("fetching", 0)
+        else:
+            yield event
+
+
+def _task(store: Store, plan: Plan, fetched: Fetched, *, weigh: bool) -> ReplayTask:
+    job = fetched.job
+    return ReplayTask(
+        root=store.root.resolve(),
+        folder=fetched.folder.resolve(),
+        weights=str(job.record.weights),
+        tokens=job.tokens,
+        n_probes=len(plan.request.probes.probes),
+        dtype=job.dtype,
+        layers=fetched.missing,
+        batch_tokens=plan.request.batch_tokens,
+        device=plan.request.device,
+        weigh=weigh,
+        verified=_is_whole(store, fetched),
+    )
+
+
+def _is_whole(store: Store, fetched: Fetched) -> bool:
+    """Return whether whole files were verified; those of the user's own cache and folders are, whatever was wanted."""
+    return fetched.job.wanted is None or not fetched.folder.is_relative_to(store.root)
+
+
+def _ended(event: Ended) -> Outcome:
+    return Outcome(
+        job=event.job,
+        elsewhere=event.error is None,
+        error=None if event.error is None else _reason(event.error),
+        lost=event.lost,
+    )
+
+
+def _commit(store: Store, replayed: _Replayed) -> Outcome:
+    fetched, staging = replayed.fetched, replayed.staging
+    job, elsewhere, error = fetched.job, False, replayed.error
+    try:
+        if isinstance(error, InvalidLayer | StoreError) or (error and not isinstance(error, Exception)):
+            raise error  # what was asked for is wrong, or the store is: the next checkpoint would meet the same
+        if staging is not None:
+            job.source.check(job.record, job.names)
+            weights = str(job.record.weights)
+            if staging.weighing is not None:
+                commit_weighing(
+                    store,
+                    staging.weighing,
+                    weights=weights,
+                    version=WEIGHING_VERSION,
+                    whole=_is_whole(store, fetched),
+                )
+            elsewhere = not commit_activations(
+                store,
+                staging.activations,
+                weights=weights,
+                tokens=job.tokens,
+                dtype=job.dtype,
+                layers=staging.layers,
+                claim=job.key,
+                verified=_is_whole(store, fetched),
+            )
+    except CheckpointError as changed:  # a trainer wrote over it meanwhile
+        error = changed
+    finally:
+        fetched.evict()
+    return Outcome(job=job, elsewhere=elsewhere, error=None if error is None else _reason(error))
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ReplayError):
+        return " ".join([str(error), *getattr(error, "__notes__", [])])
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+
+
+@contextmanager
+def _replaying(
+    cluster: Cluster, plan: Plan, inbox: _Inbox, progressed: Callable[[str, int], None]
+) -> Iterator[tuple[_Replay, int]]:
+    """Hold a way to replay a fetched checkpoint, and how many are replayed at once.
+
+    It gives what became of it; or, where that comes later, None, and puts it into ``inbox`` then.
     """
-    import torch
+    if not cluster.elsewhere:
+        choose_device(plan.request.device)  # a wrong one is the user's mistake, not that of every checkpoint
+        yield partial(_replay_here, progressed), 1
+        return
+    with connect(cluster, whole_machine=True) as (client, n_workers, n_threads):
+        if plan.request.device != "auto":
+            client.submit(choose_device, plan.request.device, pure=False).result()
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidInput(
-            f"device {name!r} cannot be used here: expected auto, cpu or a GPU such as cuda:0"
-        ) from error
-    return name
+        def replay(fetched: Fetched, task: ReplayTask) -> None:
+            future = client.submit(stage_checkpoint, replace(task, threads=n_threads), pure=False)
+            future.add_done_callback(partial(_replayed_there, inbox, fetched))
 
-
-def _attempt(store: Store, plan: Plan, job: Job, report: Callable[[str, int], None]) -> Outcome:
-    started = time.monotonic()
-    error, elsewhere = None, False
-    try:
-        elsewhere = not _replay(store, plan, job, report)
-    except (InvalidLayer, StoreError):
-        raise  # what was asked for is wrong, or the store is: the next checkpoint would meet the same
-    except ReplayError as failure:
-        error = " ".join([str(failure), *getattr(failure, "__notes__", [])])
-    except Exception as failure:  # noqa: BLE001 (whatever one checkpoint's model code raises, the rest go on)
-        error = f"{type(failure).__name__}: {(str(failure).strip().splitlines() or ['no message'])[0]}"
-    for run, name in job.revisions:
-        fail_revisions(store, run, [name], error)
-    return Outcome(job=job, seconds=time.monotonic() - started, elsewhere=elsewhere, error=error)
+        yield replay, n_workers
 
 
-def _replay(store: Store, plan: Plan, job: Job, report: Callable[[str, int], None]) -> bool:
-    from importlib.metadata import version as version_of
-
-    from replay.capture import replay_probes
-    from replay.models import load_model
-
-    stored = stored_layers(store, job.key)
-    missing = [layer for layer in job.layers if str(layer.spec) not in stored]
-    if not missing:
-        return False
-    scratch = store.root / "checkpoints" / job.key  # the claim on the key is the claim on the folder
-    device = choose_device(plan.request.device)
-    name, n_replayed = f"{job.source.run} {job.record.name}", 0
+def _replay_here(progressed: Callable[[str, int], None], fetched: Fetched, task: ReplayTask) -> _Replayed:
+    name, n_replayed = f"replaying {fetched.job.source.run} {fetched.job.record.name}", 0
 
     def batch_done(n_probes: int) -> None:
         nonlocal n_replayed
         n_replayed += n_probes
-        report(f"replaying {name}", n_replayed)
+        progressed(name, n_replayed)
 
-    report(f"fetching {name}", 0)
-    with job.source.fetch(job.record, list(job.record.files), scratch) as folder:
-        model = load_model(folder, dtype=job.dtype, device=device)
-        values = replay_probes(
-            model,
-            _token_ids(store, job.tokens, len(plan.request.probes.probes)),
-            missing,
-            batch_tokens=plan.request.batch_tokens,
-            device=device,
-            progress=batch_done,
-        )
-    layers = [
-        LayerArray(
-            layer=str(layer.spec),
-            module=layer.module,
-            level="token" if layer.spec.reduce == "all" else "probe",
-            values=values[str(layer.spec)],
-        )
-        for layer in missing
-    ]
-    identity = {"weights": str(job.record.weights), "tokens": job.tokens, "dtype": job.dtype}
-    made = {
-        "version": VERSION,
-        "batch_tokens": plan.request.batch_tokens,
-        "device": device,
-        "torch": version_of("torch"),
-    }
-    staged = stage_activations(store.root, layers=layers, attrs=made, **identity)
-    return commit_activations(store, staged, layers=layers, claim=job.key, **identity)
+    try:
+        return _Replayed(fetched, stage_checkpoint(task, batch_done), None)
+    except Exception as error:  # noqa: BLE001 (whatever one checkpoint's model code raises, the rest go on)
+        return _Replayed(fetched, None, error)
 
 
-def _token_ids(store: Store, segment: str, n_probes: int) -> Sequence[Sequence[int]]:
-    table = store.token_table(segment)
-    bounds = np.searchsorted(table["token_probe"], np.arange(n_probes + 1))
-    ids = table["token_id"].tolist()
-    return [ids[start:stop] for start, stop in pairwise(bounds.tolist())]
+def _replayed_there(inbox: _Inbox, fetched: Fetched, future: Any) -> None:
+    """Put what became of a task into the inbox, whatever that is: Dask drops what a callback raises."""
+    from distributed.scheduler import KilledWorker
+
+    try:
+        error = future.exception()
+        if isinstance(error, KilledWorker):
+            error = RuntimeError("the worker process died of it, more than once: it may need more memory")
+        inbox.put(_Replayed(fetched, None if error else future.result(), error))
+        future.release()
+    except BaseException as lost:  # noqa: BLE001 (cancelled, because the scheduler is gone or the ingest over)
+        inbox.put(SourceUnreachable(f"the Dask scheduler was lost ({type(lost).__name__}): run the same command again"))

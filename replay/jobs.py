@@ -5,6 +5,7 @@ something small. Every task computes on one BLAS thread, so that the numbers do 
 """
 
 import functools
+import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 
 from store.errors import InvalidInput, SourceUnreachable
 
-__all__ = ["Cluster", "execute"]
+__all__ = ["Cluster", "connect", "execute"]
 
 CONNECT_SECONDS = 10.0
 """How long to wait for a scheduler's answer."""
@@ -36,6 +37,11 @@ class Cluster:
         if self.workers and self.scheduler:
             raise InvalidInput("give either workers or a scheduler: a scheduler has workers of its own")
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether tasks run in other processes than this one."""
+        return bool(self.workers) or self.scheduler is not None
+
 
 def execute(tasks: Mapping[str, Callable[[], Any]], *, cluster: Cluster, done: Callable[[str, Any], None]) -> None:
     """Run every task and hand each result to ``done`` in this process, as it comes.
@@ -56,12 +62,12 @@ def execute(tasks: Mapping[str, Callable[[], Any]], *, cluster: Cluster, done: C
     """
     if not tasks:
         return
-    if not cluster.workers and cluster.scheduler is None:
+    if not cluster.elsewhere:
         _execute_in_threads(tasks, done)
         return
     from distributed import as_completed
 
-    with _client(cluster) as client:
+    with connect(cluster) as (client, _, _):
         # A scheduler hands one result to all who submit under one key: two stores or two gauges must never share one.
         call = uuid.uuid4().hex
         futures = {client.submit(_alone, task, key=f"{key}-{call}"): key for key, task in tasks.items()}
@@ -94,15 +100,35 @@ def _one_thread() -> None:
 
 
 @contextmanager
-def _client(cluster: Cluster) -> Iterator[Any]:
+def connect(cluster: Cluster, *, whole_machine: bool = False) -> Iterator[tuple[Any, int, int]]:
+    """Hold a Dask client, the number of its worker processes and the threads that a task may use in each.
+
+    Parameters
+    ----------
+    cluster
+        Where its workers are; they are started here if it names no scheduler.
+    whole_machine
+        Whether each task may use its share of this machine's cores instead of one thread, and as much memory as it
+        takes: a process that maps a model would be taken for one that leaks.
+
+    Raises
+    ------
+    SourceUnreachable
+        If ``cluster.scheduler`` does not answer, or has no worker.
+    """
+    import dask
     from distributed import Client, LocalCluster
 
     if cluster.scheduler is None:
+        n_threads = max(1, (os.cpu_count() or 1) // cluster.workers) if whole_machine else 1
+        limit = {"memory_limit": 0} if whole_machine else {}
         with (
-            LocalCluster(n_workers=cluster.workers, threads_per_worker=1, dashboard_address=None) as local,
+            # The profiler looks at the frames of all threads: CPython before 3.12 can lock itself up in that for ever.
+            dask.config.set({"distributed.worker.profile.enabled": False}),
+            LocalCluster(n_workers=cluster.workers, threads_per_worker=1, dashboard_address=None, **limit) as local,
             Client(local, set_as_default=False) as client,
         ):
-            yield client
+            yield client, cluster.workers, n_threads
         return
     try:
         client = Client(cluster.scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
@@ -111,4 +137,7 @@ def _client(cluster: Cluster) -> Iterator[Any]:
             f"no Dask scheduler answers at {cluster.scheduler}: start one (`dask scheduler`) or use --workers"
         ) from error
     with client:
-        yield client
+        n_threads = client.nthreads()
+        if whole_machine and not n_threads:
+            raise SourceUnreachable(f"the Dask scheduler at {cluster.scheduler} has no worker: start some")
+        yield client, len(n_threads), min(n_threads.values(), default=1) if whole_machine else 1

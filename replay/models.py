@@ -7,19 +7,24 @@ import pickle
 import re
 import warnings
 from contextlib import contextmanager
+from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
+from replay.anatomy import find_anatomy
+from replay.layers import find_sites
 from store.errors import CheckpointError, DamagedWeights, InvalidInput, MismatchedWeights, MissingWeights, UnknownSource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
     from transformers import PreTrainedModel
 
-__all__ = ["DTYPES", "layer_model", "load_model"]
+    from replay.layers import ResolvedLayer
+
+__all__ = ["DTYPES", "NeededWeights", "layer_model", "load_model", "needed_weights"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -29,10 +34,71 @@ _BUFFERS = re.compile(
     r"(^|\.)((attn|attention|self|self_attn|self_attention)\.bias|masked_bias|inv_freq|position_ids|token_type_ids"
     r"|cos_cached|sin_cached|relative_position_index|embed_positions\.weights|version|num_batches_tracked)$"
 )
+# what stands beside the base model in models with a head, under names that no base model has
+_HEADS = re.compile(
+    r"(lm_head|embed_out|cls|classifier|score|qa_outputs|predictions|lm_predictions|generator_predictions"
+    r"|generator_lm_head|discriminator_predictions|final_logits_bias|v_head|pooler)(\.|$)"
+)
 _LISTED = 5
 
 
-def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
+@dataclass(frozen=True)
+class NeededWeights:
+    """Tells the tensors of a checkpoint that a replay reads from those that it does not come to, by name."""
+
+    prefix: str
+    """Under which head models hold the base model, with its dot (``gpt_neox.``)."""
+    known: frozenset[str]
+    """The names of all weights of the base model."""
+    beyond: tuple[str, ...]
+    """The paths of the modules that are never called."""
+    left_out: Mapping[str, torch.Tensor]
+    """The weights of those modules that nothing else shares, by name, on the meta device."""
+
+    def __call__(self, name: str) -> bool:
+        """Return whether the tensor ``name`` of a checkpoint is needed; one of an unknown name is."""
+        own = name.removeprefix(self.prefix)
+        if own in self.known:
+            return own not in self.left_out
+        if own.startswith(tuple(f"{path}." for path in self.beyond)) or _BUFFERS.search(own):
+            return False
+        first = own.partition(".")[0]
+        return not _HEADS.match(own) or any(known.partition(".")[0] == first for known in self.known)
+
+
+def needed_weights(skeleton: PreTrainedModel, layers: Sequence[ResolvedLayer]) -> NeededWeights:
+    """Find what a replay of ``layers`` needs: neither heads nor old buffers, nor what `Anatomy.beyond` lists.
+
+    Parameters
+    ----------
+    skeleton
+        From `layer_model`.
+    layers
+        From `expand_layers`.
+
+    Raises
+    ------
+    InvalidLayer, UnknownLayer
+        As `replay.layers.find_sites`.
+    """
+    anatomy = find_anatomy(skeleton)
+    sites = find_sites(skeleton, [layer.spec for layer in layers])
+    beyond = anatomy.beyond(site.module for site in sites.values())
+    weights = skeleton.state_dict(keep_vars=True)  # the very tensors, so that those of two names are known as one
+    below = tuple(f"{path}." for path in beyond)
+    kept = {id(weight) for name, weight in weights.items() if not name.startswith(below)}
+    left_out = {name: weight for name, weight in weights.items() if id(weight) not in kept}
+    return NeededWeights(f"{skeleton.base_model_prefix}.", frozenset(weights), beyond, left_out)
+
+
+def load_model(
+    folder: Path,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    layers: Sequence[ResolvedLayer] | None = None,
+    partial: bool = False,
+) -> PreTrainedModel:
     """Load the base model from ``folder``: no head, no pooler, nothing left to chance, nothing from the network.
 
     Parameters
@@ -44,6 +110,11 @@ def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> 
         What weights are converted to: ``float32``, ``bfloat16`` or ``float16``.
     device
         Where the model goes.
+    layers
+        What will be replayed, from `expand_layers`. Of weights that this does not need only names and shapes are read,
+        and they take no memory; a module that lacks them refuses to be called. Without it, all are loaded.
+    partial
+        Whether the weights that ``layers`` do not need may be absent from the files.
 
     Returns
     -------
@@ -72,7 +143,16 @@ def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> 
         raise InvalidInput(f"unknown dtype {dtype!r}: choose {', '.join(DTYPES)}")
     where = _device(device)
     model_class, config, options = _architecture(folder)
-    weights = _read_weights(folder)
+    needed = None if layers is None else needed_weights(layer_model(folder), layers)
+    weights = read_weights(folder, needed if partial else None)
+    if needed is not None:
+        # transformers must find every weight in the table, or it would make one up at full size; of a whole checkpoint
+        # it sees the file's own names and so misses what it would have missed in the weights
+        unneeded = needed.left_out if partial else {name: weights[name] for name in weights if not needed(name)}
+        weights |= {
+            name: _absent(weight, dtype=getattr(torch, dtype) if weight.is_floating_point() else weight.dtype)
+            for name, weight in unneeded.items()
+        }
     with _quiet_transformers():
         try:
             model, report = model_class.from_pretrained(
@@ -88,6 +168,8 @@ def load_model(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> 
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
             raise MismatchedWeights(f"{model_class.__name__} cannot take the weights: {_one_line(error)}") from error
     _check_report(model, report)
+    if needed is not None:
+        _leave_out(model, needed, where)
     model.requires_grad_(requires_grad=False)
     model.eval()
     loaded: PreTrainedModel = model.to(where)
@@ -158,42 +240,86 @@ def _device(device: str) -> torch.device:
     return where
 
 
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+def _absent(weight: torch.Tensor, *, dtype: torch.dtype, device: torch.device | None = None) -> torch.Tensor:
+    """Return a tensor of the shape of ``weight`` that is one NaN in memory: no use of it could pass for a value."""
+    import torch
+
+    value = torch.nan if dtype.is_floating_point else 0
+    return torch.full((), value, dtype=dtype, device=device).expand(weight.shape)
+
+
+def _leave_out(model: PreTrainedModel, needed: NeededWeights, where: torch.device) -> None:
+    from torch import nn
+
+    def refuse(module: nn.Module, _args: Any) -> None:
+        raise InvalidInput(
+            f"a {type(module).__name__} of {type(model).__name__} was left out when the model was loaded: "
+            "give load_model the layers that are replayed"
+        )
+
+    for name in needed.left_out:
+        path, _, last = name.rpartition(".")
+        owner = model.get_submodule(path)
+        held = getattr(owner, last)
+        # on the device already, or moving there would give it its full size
+        absent = _absent(held, dtype=held.dtype, device=where)
+        setattr(owner, last, nn.Parameter(absent, requires_grad=False) if isinstance(held, nn.Parameter) else absent)
+    for path in needed.beyond:
+        model.get_submodule(path).register_forward_pre_hook(refuse)
+
+
+def read_weights(folder: Path, needed: Callable[[str], bool] | None = None) -> dict[str, torch.Tensor]:
+    """Return the tensors of a checkpoint by name, mapped from its files where their format allows it.
+
+    Parameters
+    ----------
+    folder
+        As for `load_model`.
+    needed
+        Tells the tensors to read; all by default.
+
+    Raises
+    ------
+    MissingWeights, DamagedWeights
+        As `load_model`.
+    """
     for name in _SINGLE_FILES:
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
-            return _read_file(folder / name)
+            return _read_file(folder / name, needed)
         if index.is_file():
-            shards = _shards(index)
+            shards = _shards(index, needed)
             absent = [shard for shard in shards if not (folder / shard).is_file()]
             if absent:
                 raise MissingWeights(f"{len(absent)} of {len(shards)} weight files are not there: {_listing(absent)}")
             weights: dict[str, torch.Tensor] = {}
             for shard in shards:
-                weights.update(_read_file(folder / shard))
+                weights.update(_read_file(folder / shard, needed))
             return weights
     raise MissingWeights(f"{folder.name} holds no weights: looked for {', '.join(_SINGLE_FILES)} and their shards")
 
 
-def _shards(index: Path) -> list[str]:
+def _shards(index: Path, needed: Callable[[str], bool] | None) -> list[str]:
     try:
-        shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        shard_of = dict(json.loads(index.read_bytes())["weight_map"])
+        shards = sorted(set(shard_of.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedWeights(f"{index.name} is no index of weight files: {_one_line(error)}") from error
     outside = [shard for shard in shards if not isinstance(shard, str) or "/" in shard or "\\" in shard]
     if outside or not shards:
         raise DamagedWeights(f"{index.name} names no files of its own folder: {_listing(map(str, outside))}")
-    return shards
+    return shards if needed is None else sorted({shard for name, shard in shard_of.items() if needed(name)})
 
 
-def _read_file(file: Path) -> dict[str, torch.Tensor]:
+def _read_file(file: Path, needed: Callable[[str], bool] | None) -> dict[str, torch.Tensor]:
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
         if file.suffix == ".safetensors":
-            weights = load_file(file)
+            with safe_open(file, framework="pt") as opened:
+                # views of the mapped file: of those that are not used, no byte is read
+                weights = {name: opened.get_tensor(name) for name in opened.offset_keys()}
         else:
             with warnings.catch_warnings():
                 # A pickle of another protocol either loads or is refused below; the warning adds nothing to that.
@@ -208,10 +334,12 @@ def _read_file(file: Path) -> dict[str, torch.Tensor]:
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedWeights(f"{file.name} cannot be read, it may be truncated: {_one_line(error)}") from error
-    plain = isinstance(weights, dict) and all(isinstance(value, torch.Tensor) for value in weights.values())
-    if not plain or not weights:
+    plain = isinstance(weights, dict) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
+    )
+    if not plain or not (weights or needed):
         raise DamagedWeights(f"{file.name} is no table of tensors by name")
-    return dict(weights)
+    return {name: value for name, value in weights.items() if needed is None or needed(name)}
 
 
 def _is_zip(file: Path) -> bool:

@@ -47,7 +47,8 @@ def open_store(root: Path | str, *, write: bool = False) -> Store:
         for folder in ("segments", "staging", "checkpoints"):
             (root / folder).mkdir(parents=True, exist_ok=True)
         migrations.upgrade(root / INDEX)
-        sweep(root)
+        store = Store(root, write=True)
+        sweep(root, claimed=store.index.claimed())
     except OSError as error:
         raise refusal(error, root) from error
-    return Store(root, write=True)
+    return store

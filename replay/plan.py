@@ -3,31 +3,48 @@
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import select as sql_select
 
 from replay import layers as layers_module
+from replay.audit import BASES, refresh_audit
 from replay.layers import DEFAULT_LAYERS, LayerSpec, ResolvedLayer
+from replay.listing import Advance, describe_revisions, remember_listing
 from replay.models import DTYPES
 from replay.probes import MAX_LENGTH, Probe, ProbeSet, builtin_probes, read_probes
 from replay.revisions import DEFAULT_REVISIONS, select
 from replay.sources import Source
 from replay.sources.files import CONFIG, tokenizer_files
 from store.catalog import INDEX, Store
-from store.commits import RevisionRecord, commit_tokens, get_revisions, put_capture, put_probe_set, put_run, use_capture
-from store.errors import CheckpointError, InvalidInput, InvalidLayer, UnknownLayer
+from store.commits import (
+    RevisionRecord,
+    commit_tokens,
+    get_findings,
+    put_capture,
+    put_probe_set,
+    put_run,
+    use_capture,
+)
+from store.errors import (
+    AccessError,
+    CheckpointError,
+    InvalidInput,
+    InvalidLayer,
+    SourceUnreachable,
+    UnknownLayer,
+    UnknownRevision,
+    UnknownSource,
+)
 from store.keys import content_key, n_blocks_key, replay_key
 from store.schema import Activation, Tokenization
 from store.segments import has_segment, scratch_name, segment_path
 
 __all__ = [
-    "Advance",
     "IngestRequest",
     "Job",
     "Plan",
@@ -37,11 +54,6 @@ __all__ = [
     "scratch_store",
     "stored_layers",
 ]
-
-Advance = Callable[[str, int, int, str], None]
-"""Told what is being done, how much of it is done, how much there is, and which part."""
-
-CONCURRENT_REQUESTS = 8
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,8 @@ class IngestRequest:
     """Tokens in one forward pass, padding included."""
     step_regex: re.Pattern[str] | None = None
     """Pattern of revision names of no known suite."""
+    partial: bool = False
+    """Whether to fetch only the tensors that the layers need; whole files can then not be verified."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -95,6 +109,14 @@ class Job:
     """Those of them that were not stored when the plan was made."""
     dtype: str
     """Precision of the replay."""
+    wanted: Callable[[str], bool] | None = None
+    """Tells the tensors that the layers need, where only those are to be fetched."""
+
+    @property
+    def names(self) -> list[str]:
+        """The files that a replay reads: config and weights."""
+        tokenizer = tokenizer_files(self.record.files)
+        return [name for name in self.record.files if name not in tokenizer]
 
 
 @dataclass
@@ -123,8 +145,6 @@ class Plan:
 
     request: IngestRequest
     """What was asked for."""
-    capture: str
-    """Key of the capture."""
     runs: list[RunPlan]
     """Per run."""
     jobs: list[Job]
@@ -133,6 +153,8 @@ class Plan:
     """Size of the weights to download."""
     bytes_to_store: int = 0
     """Size of the activations to write, before compression."""
+    lost: dict[str, str] = field(default_factory=dict)
+    """Runs whose source could not be reached, and why."""
     notes: list[str] = field(default_factory=list)
     """What the user should know before it starts."""
 
@@ -182,73 +204,119 @@ def make_plan(
     Raises
     ------
     ReplayError
-        If a source cannot be read, a selection is wrong, a layer does not exist or the probes cannot be used. A
-        revision that cannot be replayed is no error here but a row in ``RunPlan.failed``.
+        If the only source cannot be reached, or none of several; if a selection is wrong, a layer does not exist or the
+        probes cannot be used. One of several sources that cannot be reached stands in ``Plan.lost`` instead, a
+        revision that cannot be replayed in ``RunPlan.failed``.
     """
     probes = request.probes
     rows = [(probe.text, probe.label, probe.id) for probe in probes.probes]
-    listings = [(source, _chosen(store, source, request, advance)) for source in sources]
+    plan = Plan(request=request, runs=[], jobs=[])
+    reached = _Reached(plan, alone=len(sources) == 1)
+    listings = []
+    for source in sources:
+        with reached(source):
+            listings.append(_list(store, source, request, advance))
+    if not listings:
+        raise SourceUnreachable("; ".join(plan.lost.values()))
     put_probe_set(store, probes.name, digest=probes.digest, probes=rows)
     capture = put_capture(store, probe_set=probes.digest, max_length=request.max_length, dtype=request.dtype)
-    plan = Plan(request=request, capture=capture, runs=[], jobs=[])
     jobs: dict[str, Job] = {}
-    for source, listed in listings:
-        preparation = _Preparation(store, source, request, capture)
-        try:
+    for source, listed, every in listings:
+        with reached(source), _Preparation(store, source, request, capture) as preparation:
             records = [preparation.complete(record, listed) for record in listed]
-        finally:
-            shutil.rmtree(preparation.scratch, ignore_errors=True)
-        run_id = put_run(store, source.run, source=source.kind, location=source.location, records=records)
-        run = RunPlan(run=source.run, run_id=run_id, selected=records, failed=[r for r in records if r.error])
-        run.n_unique = len({record.weights for record in records if record.weights})
-        plan.runs.append(run)
-        seen: set[str] = set()
-        for record in records:
-            if record.error or record.weights is None or record.config is None or record.tokenizer is None:
-                continue
-            tokens, layers = preparation.tokens[record.tokenizer], preparation.layers[record.config]
-            key = replay_key(weights=record.weights, tokens=tokens, dtype=request.dtype)
-            if key in seen:
-                run.n_aliases += 1
-            if key in jobs:
-                jobs[key] = replace(jobs[key], revisions=(*jobs[key].revisions, (run_id, record.name)))
-            if key in seen or key in jobs:
-                seen.add(key)
-                continue
-            seen.add(key)
-            stored = stored_layers(store, key)
-            missing = tuple(layer for layer in layers if str(layer.spec) not in stored)
-            if not missing:
-                run.n_present += 1
-                continue
-            jobs[key] = Job(
-                key=key,
-                source=source,
-                record=record,
-                revisions=((run_id, record.name),),
-                tokens=tokens,
-                layers=tuple(layers),
-                missing=missing,
-                dtype=request.dtype,
-            )
-            plan.bytes_to_fetch += (record.n_bytes or 0) if source.kind == "hub" else 0
-            n_probes = len(probes.probes)
-            widths = preparation.widths[record.config]
-            for layer in missing:
-                n_rows = preparation.n_tokens[record.tokenizer] if layer.spec.reduce == "all" else n_probes
-                plan.bytes_to_store += 4 * n_rows * widths
-        plan.notes += preparation.notes
+            run_id = put_run(store, source.run, source=source.kind, location=source.location, records=records)
+            run = RunPlan(run=source.run, run_id=run_id, selected=records, failed=[r for r in records if r.error])
+            run.n_unique = len({record.weights for record in records if record.weights})
+            plan.runs.append(run)
+            remember_listing(store, source, every, records)
+            refresh_audit(store, source.run)
+            n_faults = sum(found.level == "fault" for basis in BASES for found in get_findings(store, run_id, basis))
+            if n_faults:
+                plan.notes.append(
+                    f"{source.run}: an audit found {n_faults} faults (`replay audit --runs {source.run}`)"
+                )
+            _plan_run(store, plan, run, preparation, jobs)
+            plan.notes += preparation.notes
     plan.jobs = list(jobs.values())
     use_capture(store, capture)
     return plan
 
 
-def stored_layers(store: Store, key: str) -> set[str]:
-    """Return the names of the layers stored for one replay; one whose segment somebody removed is not stored."""
+class _Reached:
+    """Notes a source that cannot be reached, unless it is the only one; the others go on."""
+
+    def __init__(self, plan: Plan, *, alone: bool) -> None:
+        self._plan, self._alone = plan, alone
+
+    @contextmanager
+    def __call__(self, source: Source) -> Iterator[None]:
+        try:
+            yield
+        except (AccessError, UnknownSource) as error:
+            if self._alone:
+                raise
+            self._plan.lost[source.run] = str(error)
+
+
+def _plan_run(store: Store, plan: Plan, run: RunPlan, preparation: "_Preparation", jobs: dict[str, Job]) -> None:
+    """Add the checkpoints of one run that are not stored to ``jobs``, and its counts to ``run`` and ``plan``."""
+    request, source = plan.request, preparation.source
+    sound = [r for r in run.selected if not r.error and r.weights and r.config and r.tokenizer]
+    keys = [
+        replay_key(weights=str(r.weights), tokens=preparation.tokens[str(r.tokenizer)], dtype=request.dtype)
+        for r in sound
+    ]
+    stored = stored_layers(store, keys, verified=not request.partial)
+    seen: set[str] = set()
+    for key, record in zip(keys, sound, strict=True):
+        layers = preparation.layers[str(record.config)]
+        if key in seen:
+            run.n_aliases += 1
+        if key in jobs:
+            jobs[key] = replace(jobs[key], revisions=(*jobs[key].revisions, (run.run_id, record.name)))
+        if key in seen or key in jobs:
+            seen.add(key)
+            continue
+        seen.add(key)
+        missing = tuple(layer for layer in layers if str(layer.spec) not in stored[key])
+        if not missing:
+            run.n_present += 1
+            continue
+        jobs[key] = Job(
+            key=key,
+            source=source,
+            record=record,
+            revisions=((run.run_id, record.name),),
+            tokens=preparation.tokens[str(record.tokenizer)],
+            layers=tuple(layers),
+            missing=missing,
+            dtype=request.dtype,
+            wanted=preparation.wanted(record, missing) if request.partial else None,
+        )
+        plan.bytes_to_fetch += preparation.bytes_to_fetch(jobs[key])
+        width = preparation.widths[str(record.config)]
+        for layer in missing:
+            by_token = layer.spec.reduce == "all"
+            n_rows = preparation.n_tokens[str(record.tokenizer)] if by_token else len(request.probes.probes)
+            plan.bytes_to_store += 4 * n_rows * width
+
+
+def stored_layers(store: Store, keys: Collection[str], *, verified: bool) -> dict[str, set[str]]:
+    """Return the names of the layers stored for each replay; one whose segment somebody removed is not stored.
+
+    With ``verified`` neither is one that comes from a partial fetch.
+    """
+    chosen = sql_select(Activation.replay, Activation.layer, Activation.segment).where(
+        Activation.replay.in_(keys), Activation.verified >= int(verified)
+    )
     with store.index.read() as session:
-        rows = session.execute(sql_select(Activation.layer, Activation.segment).where(Activation.replay == key)).all()
+        rows = session.execute(chosen).all()
     there = {segment: has_segment(store.root, segment) for segment in {row.segment for row in rows}}
-    return {row.layer for row in rows if there[row.segment]}
+    layers: dict[str, set[str]] = {key: set() for key in keys}
+    for row in rows:
+        if there[row.segment]:
+            layers[row.replay].add(row.layer)
+    return layers
 
 
 @contextmanager
@@ -286,7 +354,15 @@ class _Preparation:
         self._positions: dict[str, int | None] = {}
         self._broken: dict[str, str] = {}
         self._stranger: RevisionRecord | None = None
+        self._wanted: dict[tuple[str, tuple[ResolvedLayer, ...]], Callable[[str], bool]] = {}
+        self._shares: dict[tuple[str, tuple[ResolvedLayer, ...]], int] = {}
         self.scratch = store.root / "checkpoints" / scratch_name()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def complete(self, record: RevisionRecord, listed: Sequence[RevisionRecord]) -> RevisionRecord:
         """Return ``record`` with its tokenizer settled, its config's layers resolved and its token ids stored."""
@@ -295,8 +371,34 @@ class _Preparation:
         try:
             self._resolve_layers(record)
             return self._settle_tokens(record, listed)
-        except CheckpointError as error:
+        except (CheckpointError, UnknownRevision) as error:
             return replace(record, error=str(error))
+
+    def wanted(self, record: RevisionRecord, layers: Sequence[ResolvedLayer]) -> Callable[[str], bool] | None:
+        """Return what tells the tensors that ``layers`` need, or None where whole files have to be fetched."""
+        from replay.models import layer_model, needed_weights
+
+        if self.source.kind != "hub":
+            return None
+        if not any(name.endswith(".safetensors") for name in record.files):
+            self.notes.append(f"{self.source.run} {record.name} has no safetensors and is fetched whole")
+            return None
+        key = (str(record.config), tuple(layers))
+        if key not in self._wanted:
+            with self.source.fetch(record, [CONFIG], self.scratch) as folder:
+                self._wanted[key] = needed_weights(layer_model(folder), layers)
+        return self._wanted[key]
+
+    def bytes_to_fetch(self, job: Job) -> int:
+        """Return the bytes of a download; of one in part as many as the first like it would take."""
+        if job.wanted is None:
+            return self.source.bytes_to_fetch(job.record, job.names)
+        key = (str(job.record.config), job.missing)
+        if key not in self._shares:
+            self._shares[key] = self.source.bytes_to_fetch(
+                job.record, job.names, wanted=job.wanted, scratch=self.scratch
+            )
+        return self._shares[key]
 
     def _resolve_layers(self, record: RevisionRecord) -> None:
         config = str(record.config)
@@ -407,22 +509,11 @@ def _n_positions(config: Any) -> int | None:
     return limit - 2 if from_padding else limit
 
 
-def _chosen(store: Store, source: Source, request: IngestRequest, advance: Advance | None) -> list[RevisionRecord]:
-    chosen = select(source.list_revisions(), request.revisions, pattern=request.step_regex)
-    known = {record.name: record for record in get_revisions(store, source.run)}
-
-    def described(record: RevisionRecord) -> RevisionRecord:
-        row = known.get(record.name)
-        if row is not None and record.commit is not None and row.commit == record.commit and row.weights:
-            # A commit never changes, so what its tree said the last time still holds.
-            same = {name: getattr(row, name) for name in ("config", "weights", "tokenizer", "n_bytes", "files")}
-            return replace(record, **same)
-        return source.describe(record)
-
-    records: list[RevisionRecord] = []
-    with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
-        for record in pool.map(described, chosen):
-            records.append(record)
-            if advance is not None:
-                advance(source.run, len(records), len(chosen), f"listing {source.run}")
-    return records
+def _list(
+    store: Store, source: Source, request: IngestRequest, advance: Advance | None
+) -> tuple[Source, list[RevisionRecord], list[RevisionRecord]]:
+    """Return the source, its chosen revisions, and all that it lists."""
+    listed = source.list_revisions()
+    chosen = select(listed, request.revisions, pattern=request.step_regex)
+    records = describe_revisions(store, source, chosen, retry=True, advance=advance)
+    return source, records, listed

@@ -17,6 +17,7 @@ from store.names import layer_order, match_layers, suggest
 from store.schema import (
     Activation,
     Capture,
+    Finding,
     Operator,
     Probe,
     ProbeSet,
@@ -25,6 +26,7 @@ from store.schema import (
     Revision,
     Run,
     Segment,
+    Weighing,
 )
 from store.segments import segment_path
 
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
     from store.views import SegmentView, VirtualArray
 
-__all__ = ["INDEX", "CaptureInfo", "Store"]
+__all__ = ["INDEX", "CaptureInfo", "Store", "open_segment", "read_tokens"]
 
 INDEX = "index.sqlite"
 
@@ -90,11 +92,17 @@ class Store:
         """Return one row a run: name, source, location, counts of revisions, unique weights and failures, steps."""
         return tables.runs(self.index)
 
+    def locations(self) -> dict[str, str]:
+        """Return where each run comes from, by its name: a repository id or a path."""
+        with self.index.read() as session:
+            return {row.name: row.location for row in session.execute(select(Run.name, Run.location))}
+
     def revisions(self, run: str) -> "pd.DataFrame":
         """Return one row a revision of ``run`` in order of its step.
 
         Columns: revision, step, tokens, epoch, stage, state (``done``, ``alias``, ``failed``, ``listed``), alias_of,
-        layers (how many are stored), commit, weights, bytes, error, scalars.
+        layers (how many are stored), findings (kinds of what an audit found, faults first), flagged (whether there is a
+        fault among them), commit, weights, bytes, error, scalars.
 
         Raises
         ------
@@ -103,6 +111,42 @@ class Store:
         """
         revisions = self._revisions(run)
         return tables.revisions(self.index, revisions, _aliases(revisions))
+
+    def findings(self, run: str) -> "pd.DataFrame":
+        """Return one row a finding of an audit of ``run``, in training order, those on the whole run first.
+
+        Columns: revision (None for the run), step, kind, level (``fault`` or ``note``), basis (``hashes``, ``values``,
+        ``fetch``), others (revisions), text.
+
+        Raises
+        ------
+        UnknownRun
+            If the store has no such run.
+        """
+        return tables.findings(self.index, self._run(run).id, self._revisions(run))
+
+    def flagged(self, run: str) -> dict[str, str]:
+        """Return the revisions of ``run`` that an audit holds for faulty, and why."""
+        with self.index.read() as session:
+            rows = session.execute(
+                select(Finding.revision, Finding.text)
+                .join(Run, Run.id == Finding.run_id)
+                .where(Run.name == run, Finding.level == "fault", Finding.revision.is_not(None))
+                .order_by(Finding.id.desc())
+            ).all()
+        return {str(row.revision): row.text for row in rows}
+
+    def weighings(self, weights: Iterable[str]) -> "dict[str, xr.Dataset]":
+        """Return the statistics of the weights of checkpoints by their weights digest, where they are stored."""
+        with self.index.read() as session:
+            rows = session.execute(
+                select(Weighing.weights, Weighing.segment).where(Weighing.weights.in_(list(weights)))
+            ).all()
+        return {
+            row.weights: open_segment(self.root, row.segment)
+            for row in rows
+            if segment_path(self.root, row.segment).is_dir()
+        }
 
     def layers(self, run: str) -> "pd.DataFrame":
         """Return one row a stored layer of ``run``: layer, module, level, width, revisions, probes, dtype.
@@ -286,7 +330,7 @@ class Store:
             if row.name == name and same and key in (None, row.segment):
                 # The row, not the segment, knows what was left out: that changes without changing any number.
                 about = {name: value for name, value in row.parameters.items() if name not in ("layers", "steps")}
-                return self._plain(row.segment).assign_attrs(about)
+                return open_segment(self.root, row.segment).assign_attrs(about)
         there = sorted({row.name for row in rows})
         raise UnknownRun(
             f"the store has no result {name!r}{f' of runs {wanted}' if wanted else ''}: "
@@ -317,8 +361,7 @@ class Store:
 
     def token_table(self, segment: str) -> "dict[str, np.ndarray[Any, Any]]":
         """Return the flat token axis of a tokenization: token_probe, token_position, token_id, each (token,)."""
-        dataset = self._plain(segment)
-        return {name: dataset[name].to_numpy() for name in ("token_probe", "token_position", "token_id")}
+        return read_tokens(self.root, segment)
 
     def n_blocks(self, run: str) -> int | None:
         """Return how many blocks the models of ``run`` have, stored or not; None if it is not known or varies."""
@@ -376,17 +419,6 @@ class Store:
         dataset.encoding |= {"source": str(self.root), "view": view}
         return dataset
 
-    def _plain(self, segment: str) -> "xr.Dataset":
-        import xarray as xr
-
-        path = segment_path(self.root, segment)
-        if not path.is_dir():
-            raise StoreDamaged(f"{path} is gone although the index names it")
-        dataset: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None)
-        dataset = dataset[sorted(dataset.data_vars, key=str)]  # a folder lists its arrays in any order
-        texts = {name: values.astype(object) for name, values in dataset.variables.items() if values.dtype.kind == "T"}
-        return dataset.assign(texts)
-
     def _run(self, name: str) -> Run:
         with self.index.read() as session:
             run = session.scalar(select(Run).where(Run.name == name))
@@ -420,6 +452,31 @@ class Store:
     @staticmethod
     def _replayed(rows: Sequence[Row[Any]]) -> list[Revision]:
         return list({row.Revision.id: row.Revision for row in rows}.values())
+
+
+def read_tokens(root: Path, segment: str) -> "dict[str, np.ndarray[Any, Any]]":
+    """Return the flat token axis of a tokenization, as `Store.token_table`, without opening the index."""
+    dataset = open_segment(root, segment)
+    return {name: dataset[name].to_numpy() for name in ("token_probe", "token_position", "token_id")}
+
+
+def open_segment(root: Path, segment: str) -> "xr.Dataset":
+    """Return one segment as it lies, without opening the index.
+
+    Raises
+    ------
+    StoreDamaged
+        If it is gone.
+    """
+    import xarray as xr
+
+    path = segment_path(root, segment)
+    if not path.is_dir():
+        raise StoreDamaged(f"{path} is gone although the index names it")
+    dataset: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None)
+    dataset = dataset[sorted(dataset.data_vars, key=str)]  # a folder lists its arrays in any order
+    texts = {name: values.astype(object) for name, values in dataset.variables.items() if values.dtype.kind == "T"}
+    return dataset.assign(texts)
 
 
 def _aliases(revisions: Sequence[Revision]) -> dict[str, str]:

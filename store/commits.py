@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from store.keys import content_key, replay_key
 from store.schema import (
     Activation,
     Capture,
+    Finding,
     Operator,
     Probe,
     ProbeSet,
@@ -27,27 +28,35 @@ from store.schema import (
     Run,
     Segment,
     Tokenization,
+    Weighing,
 )
 from store.segments import Array, Staged, discard, has_segment, publish, stage
 from store.tables import replayed
 
 __all__ = [
+    "FindingRecord",
     "LayerArray",
+    "LayerRow",
     "RevisionRecord",
     "commit_activations",
     "commit_operators",
     "commit_result",
     "commit_tokens",
+    "commit_weighing",
     "fail_revisions",
+    "get_findings",
     "get_revisions",
     "put_capture",
+    "put_findings",
     "put_probe_set",
     "put_run",
     "stage_activations",
     "stage_operators",
     "stage_result",
+    "stage_weighing",
     "use_capture",
     "use_result",
+    "weighed",
 ]
 
 
@@ -84,6 +93,36 @@ class RevisionRecord:
 
 
 @dataclass(frozen=True)
+class FindingRecord:
+    """What an audit says of a run, or of one of its revisions."""
+
+    revision: str | None
+    """Name of the revision; None if it concerns the run."""
+    kind: str
+    """What was found, such as ``duplicate`` or ``gap``."""
+    level: str
+    """``fault``: a trajectory is wrong with this revision in it; ``note``: worth knowing."""
+    text: str
+    """One line for a person."""
+    others: tuple[str, ...] = ()
+    """Other revisions that it involves."""
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer of one checkpoint, without its values."""
+
+    layer: str
+    """Canonical layer name, ``path:point:reduce``."""
+    module: str
+    """Module path in the model."""
+    level: str
+    """``probe`` or ``token``: what a row is."""
+    width: int
+    """Number of features."""
+
+
+@dataclass(frozen=True)
 class LayerArray:
     """One layer's activations of one checkpoint."""
 
@@ -95,6 +134,19 @@ class LayerArray:
     """``probe`` or ``token``: what a row is."""
     values: NDArray[np.float32]
     """(probe, feature) or (token, feature)."""
+
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return int(self.values.shape[1])
+
+    @property
+    def row(self) -> LayerRow:
+        """What the index keeps of it."""
+        return LayerRow(self.layer, self.module, self.level, self.width)
+
+
+Layer = TypeVar("Layer", LayerRow, LayerArray)
 
 
 def put_run(store: Store, name: str, *, source: str, location: str, records: Sequence[RevisionRecord] = ()) -> int:
@@ -130,6 +182,43 @@ def get_revisions(store: Store, run: str) -> list[RevisionRecord]:
     with store.index.read() as session:
         rows = session.scalars(select(Revision).join(Run, Run.id == Revision.run_id).where(Run.name == run)).all()
     return [RevisionRecord(**{name: getattr(row, name) for name in names}) for row in rows]
+
+
+def put_findings(store: Store, run: int, basis: str, findings: Sequence[FindingRecord]) -> None:
+    """Record what an audit found in a run, in place of what it found before.
+
+    Parameters
+    ----------
+    store
+        A writable store.
+    run
+        Id of the run.
+    basis
+        What it looked at, such as ``hashes`` or ``values``; findings on another basis stay.
+    findings
+        All that is to be said now.
+    """
+    with store.index.write() as session:
+        session.execute(delete(Finding).where(Finding.run_id == run, Finding.basis == basis))
+        session.add_all(
+            Finding(
+                run_id=run,
+                basis=basis,
+                revision=found.revision,
+                kind=found.kind,
+                level=found.level,
+                others=list(found.others),
+                text=found.text,
+            )
+            for found in findings
+        )
+
+
+def get_findings(store: Store, run: int, basis: str) -> list[FindingRecord]:
+    """Return what was last recorded of a run on one basis."""
+    with store.index.read() as session:
+        rows = session.scalars(select(Finding).where(Finding.run_id == run, Finding.basis == basis)).all()
+    return [FindingRecord(row.revision, row.kind, row.level, row.text, tuple(row.others)) for row in rows]
 
 
 def fail_revisions(store: Store, run: int, names: Iterable[str], error: str | None) -> None:
@@ -216,9 +305,19 @@ def commit_tokens(store: Store, *, tokenizer: str, capture: str, token_ids: Sequ
 
 
 def stage_activations(
-    root: Path, *, weights: str, tokens: str, dtype: str, layers: Sequence[LayerArray], attrs: Mapping[str, Any]
+    root: Path,
+    *,
+    weights: str,
+    tokens: str,
+    dtype: str,
+    layers: Sequence[LayerArray],
+    attrs: Mapping[str, Any],
+    verified: bool = True,
 ) -> Staged:
-    """Write one checkpoint's activations aside: one array for each level and width, one shard a layer."""
+    """Write one checkpoint's activations aside: one array for each level and width, one shard a layer.
+
+    What comes from files that were not ``verified`` is never taken for the same.
+    """
     groups = _groups(layers)
     arrays = {
         name: Array(
@@ -229,9 +328,10 @@ def stage_activations(
         for name, members in groups.items()
     }
     names = sorted(layer.layer for layer in layers)
-    key = content_key("activations", weights=weights, tokens=tokens, dtype=dtype, layers=names)
+    unverified = {} if verified else {"verified": False}
+    key = content_key("activations", weights=weights, tokens=tokens, dtype=dtype, layers=names, **unverified)
     described = {name: [layer.layer for layer in members] for name, members in groups.items()}
-    about = {"weights": weights, "tokens": tokens, "dtype": dtype, "layers": described, **attrs}
+    about = {"weights": weights, "tokens": tokens, "dtype": dtype, "layers": described, **unverified, **attrs}
     return stage(root, key, kind="activations", arrays=arrays, attrs=about)
 
 
@@ -242,8 +342,9 @@ def commit_activations(
     weights: str,
     tokens: str,
     dtype: str,
-    layers: Sequence[LayerArray],
+    layers: Sequence[LayerRow],
     claim: str,
+    verified: bool = True,
 ) -> bool:
     """Publish a checkpoint's activations; False if the claim was lost and another process has done it."""
     replay = replay_key(weights=weights, tokens=tokens, dtype=dtype)
@@ -253,10 +354,11 @@ def commit_activations(
             "layer": layer.layer,
             "module": layer.module,
             "level": layer.level,
-            "width": int(layer.values.shape[1]),
+            "width": layer.width,
             "segment": staged.id,
             "array": name,
             "position": position,
+            "verified": int(verified),
         }
         for name, members in _groups(layers).items()
         for position, layer in enumerate(members)
@@ -265,6 +367,9 @@ def commit_activations(
     def rows(session: Session) -> None:
         _ignore(session, Replay, [{"key": replay, "weights": weights, "tokens": tokens, "dtype": dtype}])
         _point(session, Activation, slices)
+        # What was computed from activations that were lost or not verified is computed anew.
+        names = [layer.layer for layer in layers]
+        session.execute(delete(Operator).where(Operator.replay == replay, Operator.layer.in_(names)))
 
     return _commit(store, staged, rows, claim=claim)
 
@@ -286,6 +391,29 @@ def commit_operators(store: Store, staged: Staged, *, replay: str, gauge: str, l
         for position, layer in enumerate(layers)
     ]
     _commit(store, staged, lambda session: _point(session, Operator, slices))
+
+
+def stage_weighing(
+    root: Path, *, weights: str, version: int, groups: Sequence[str], arrays: Mapping[str, Array]
+) -> Staged:
+    """Write the statistics of one checkpoint's weights aside; an array named like an axis is its coordinate."""
+    about = {"weights": weights, "version": version, "groups": list(groups)}
+    return stage(root, content_key("weighing", **about), kind="weighing", arrays=arrays, attrs=about)
+
+
+def commit_weighing(store: Store, staged: Staged, *, weights: str, version: int, whole: bool) -> None:
+    """Publish the statistics of one checkpoint's weights, ``whole`` or of some of its tensors."""
+    row = {"weights": weights, "segment": staged.id, "version": version, "whole": int(whole)}
+    _commit(store, staged, lambda session: _point(session, Weighing, [row]))
+
+
+def weighed(store: Store, weights: Iterable[str], *, version: int) -> set[str]:
+    """Return the weights digests of which the statistics are stored, as a whole and by this version."""
+    known = select(Weighing.weights, Weighing.segment).where(
+        Weighing.weights.in_(list(weights)), Weighing.version == version, Weighing.whole == 1
+    )
+    with store.index.read() as session:
+        return {row.weights for row in session.execute(known) if has_segment(store.root, row.segment)}
 
 
 def stage_result(root: Path, key: str, *, arrays: Mapping[str, Array], attrs: Mapping[str, Any]) -> Staged:
@@ -342,11 +470,11 @@ def _point(session: Session, table: type[Any], slices: Sequence[Mapping[str, Any
     session.execute(statement.on_conflict_do_update(keys, set_=changed), list(slices))
 
 
-def _groups(layers: Sequence[LayerArray]) -> dict[str, list[LayerArray]]:
-    groups: dict[tuple[str, int], list[LayerArray]] = {}
+def _groups(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
+    groups: dict[tuple[str, int], list[Layer]] = {}
     for layer in layers:
-        groups.setdefault((layer.level, int(layer.values.shape[1])), []).append(layer)
-    names: dict[str, list[LayerArray]] = {}
+        groups.setdefault((layer.level, layer.width), []).append(layer)
+    names: dict[str, list[Layer]] = {}
     for (level, width), members in sorted(groups.items(), key=lambda g: (g[0][0] != "probe", -len(g[1]), g[0])):
         name = "activations" if level == "probe" else "activations_token"
         names[f"{name}_{width}" if name in names else name] = members

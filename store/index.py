@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -83,7 +84,8 @@ class Index:
         self.read_only = read_only
         self._engine = connect(database, read_only=read_only)
         self._immediate = self._engine.execution_options(begin="BEGIN IMMEDIATE")
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+        # Two users of one process are two owners, each with work of its own.
+        self._owner = f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}#{uuid.uuid4().hex}"
         self._held: set[str] = set()
         self._keeper: threading.Thread | None = None
         self._check()
@@ -152,14 +154,45 @@ class Index:
         now = time.time()
         with self.write() as session:
             row = session.get(Claim, key)
-            if row is not None and row.owner != self._owner and not _abandoned(row, now):
+            if row is not None and row.owner != self._owner and not self._abandoned(row, now):
                 return False
-            session.merge(Claim(key=key, owner=self._owner, expires=now + LEASE_SECONDS))
+            kept = row.n_bytes if row is not None and row.owner == self._owner else 0
+            session.merge(Claim(key=key, owner=self._owner, expires=now + LEASE_SECONDS, n_bytes=kept))
         self._held.add(key)
         if self._keeper is None:
             self._keeper = threading.Thread(target=self._keep_alive, daemon=True)
             self._keeper.start()
         return True
+
+    def reserve(self, key: str, n_bytes: int, *, budget: int, stray: int = 0) -> bool:
+        """Set room aside for the download of the claimed work ``key``, until it is released; False if there is none.
+
+        Parameters
+        ----------
+        key
+            Work that this process has claimed.
+        n_bytes
+            Bytes it may take.
+        budget
+            Bytes that all living claims on this store may take together.
+        stray
+            Bytes on the disk that belong to no living claim.
+        """
+        now = time.time()
+        with self.write() as session:
+            rows = session.scalars(select(Claim)).all()
+            taken = sum(row.n_bytes for row in rows if row.key != key and not self._abandoned(row, now))
+            mine = next((row for row in rows if row.key == key and row.owner == self._owner), None)
+            if mine is None or taken + stray + n_bytes > budget:
+                return False
+            mine.n_bytes = n_bytes
+        return True
+
+    def claimed(self) -> dict[str, int]:
+        """Return the work that living processes have taken, this one among them, with the room reserved for each."""
+        now = time.time()
+        with self.read() as session:
+            return {row.key: row.n_bytes for row in session.scalars(select(Claim)) if not self._abandoned(row, now)}
 
     def holds(self, session: Session, key: str) -> bool:
         """Return whether this process still owns ``key``, inside the transaction that depends on it."""
@@ -172,6 +205,14 @@ class Index:
         with self.write() as session:
             session.execute(delete(Claim).where(Claim.key == key, Claim.owner == self._owner))
 
+    def _abandoned(self, claim: Claim, now: float) -> bool:
+        if claim.owner == self._owner:
+            return False
+        host, pid, started = claim.owner.partition("#")[0].rsplit(":", 2)
+        if host == socket.gethostname():
+            return _started(int(pid)) != started
+        return claim.expires < now
+
     def _keep_alive(self) -> None:
         while True:
             time.sleep(LEASE_SECONDS / 3)
@@ -181,13 +222,6 @@ class Index:
             # The next round tries again, long before the lease ends; what is really wrong the worker will meet itself.
             with suppress(StoreError), self.write() as session:
                 session.execute(alive)
-
-
-def _abandoned(claim: Claim, now: float) -> bool:
-    host, pid, started = claim.owner.rsplit(":", 2)
-    if host == socket.gethostname():
-        return _started(int(pid)) != started
-    return claim.expires < now
 
 
 def _started(pid: int) -> str:

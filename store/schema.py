@@ -3,7 +3,8 @@
 A **run** has **revisions**; a revision names the digest of its weights and of its tokenizer. A **capture** is one probe
 set at one precision. Which token ids a tokenizer makes of a capture is a **tokenization**. A **replay** is one
 checkpoint on one list of token ids at one precision; its **activations** and **operators** name, per layer, the segment
-that holds them. Two revisions with equal weights lead to the same replay, so nothing is computed twice.
+that holds them. Two revisions with equal weights lead to the same replay, so nothing is computed twice. What an audit
+says of a run or of one of its revisions is a **finding**; what it knows of the weights' values is a **weighing**.
 """
 
 from typing import Any
@@ -19,6 +20,7 @@ __all__ = [
     "Capture",
     "Claim",
     "Fact",
+    "Finding",
     "Operator",
     "Probe",
     "ProbeSet",
@@ -28,19 +30,20 @@ __all__ = [
     "Run",
     "Segment",
     "Tokenization",
+    "Weighing",
 ]
 
 APPLICATION_ID = int.from_bytes(b"rply")
 """Written into the SQLite header, so that a store is known from any other database."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Number of the newest migration; the database carries its own as ``PRAGMA user_version``."""
 
 
 class Base(DeclarativeBase):
     """Declarative base of all tables."""
 
-    type_annotation_map = {dict[str, Any]: JSON, int: Integer, float: Float, str: String}  # noqa: RUF012 (SQLAlchemy's own form)
+    type_annotation_map = {dict[str, Any]: JSON, list[str]: JSON, int: Integer, float: Float, str: String}  # noqa: RUF012 (SQLAlchemy's own form)
 
 
 class Run(Base):
@@ -74,6 +77,32 @@ class Revision(Base):
     files: Mapped[dict[str, Any]]
     scalars: Mapped[dict[str, Any]]
     error: Mapped[str | None]
+
+
+class Finding(Base):
+    """What an audit says of a run, or of one of its revisions."""
+
+    __tablename__ = "finding"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id", ondelete="CASCADE"), index=True)
+    basis: Mapped[str]
+    revision: Mapped[str | None]
+    kind: Mapped[str]
+    level: Mapped[str]
+    others: Mapped[list[str]]
+    text: Mapped[str]
+
+
+class Weighing(Base):
+    """Where the statistics of a checkpoint's weights lie."""
+
+    __tablename__ = "weighing"
+    weights: Mapped[str] = mapped_column(primary_key=True)
+    segment: Mapped[str] = mapped_column(ForeignKey("segment.id"))
+    version: Mapped[int]
+    """Of the recipe: statistics of different ones cannot be compared."""
+    whole: Mapped[int]
+    """0 where only some of the tensors were at hand."""
 
 
 class ProbeSet(Base):
@@ -150,6 +179,8 @@ class Activation(Base):
     segment: Mapped[str] = mapped_column(ForeignKey("segment.id"))
     array: Mapped[str]
     position: Mapped[int]
+    verified: Mapped[int] = mapped_column(default=1)
+    """0 where the weight files were fetched in part, so that their sha256 could not be checked."""
 
 
 class Operator(Base):
@@ -188,3 +219,4 @@ class Claim(Base):
     key: Mapped[str] = mapped_column(primary_key=True)
     owner: Mapped[str]
     expires: Mapped[float]
+    n_bytes: Mapped[int] = mapped_column(default=0)

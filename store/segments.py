@@ -13,7 +13,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,16 +203,18 @@ def scratch_name() -> str:
     return f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex}"
 
 
-def sweep(root: Path) -> int:
+def sweep(root: Path, *, claimed: Collection[str] = ()) -> int:
     """Remove what gone processes left in ``staging`` and ``checkpoints``; return how many folders.
 
     A folder of this host goes when its process is gone; any other, and a download that nobody went on with, when it
-    has not changed for a day.
+    has not changed for a day. One whose name is ``claimed`` stays: somebody works in it.
     """
     import psutil
 
     n_removed = 0
     for folder in (*(root / "staging").iterdir(), *(root / "checkpoints").iterdir()):
+        if folder.name in claimed:
+            continue
         owner = re.fullmatch(rf"{re.escape(socket.gethostname())}\.(\d+)\.\w+", folder.name)
         if owner:
             abandoned = not psutil.pid_exists(int(owner[1]))

@@ -1,20 +1,21 @@
 """The listings of a store as pandas tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVarTuple
 
 from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session
 
 from store.index import Index
 from store.names import layer_order
-from store.schema import Activation, Capture, Probe, ProbeSet, Replay, Result, Revision, Run, Tokenization
+from store.schema import Activation, Capture, Finding, Probe, ProbeSet, Replay, Result, Revision, Run, Tokenization
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Columns = TypeVarTuple("Columns")
 
-__all__ = ["layers", "probe_sets", "replayed", "results", "revisions", "runs"]
+__all__ = ["findings", "layers", "probe_sets", "replayed", "results", "revisions", "runs"]
 
 
 def replayed(statement: Select[*Columns]) -> Select[*Columns]:
@@ -71,6 +72,13 @@ def revisions(index: Index, rows: Sequence[Revision], aliases: Mapping[str, str]
                 .group_by(Revision.id)
             ).all()
         )
+        found = session.execute(
+            select(Finding.revision, Finding.kind, Finding.level)
+            .where(Finding.run_id.in_({row.run_id for row in rows}))
+            .order_by(Finding.level, Finding.id)
+        ).all()
+        partial = _unverified(session, {row.run_id for row in rows})
+    faulty = {finding.revision for finding in found if finding.level == "fault"}
     records = []
     for row in rows:
         n_layers = counts.get(row.id, 0)
@@ -85,6 +93,13 @@ def revisions(index: Index, rows: Sequence[Revision], aliases: Mapping[str, str]
                 "state": "failed" if row.error else state if n_layers else "listed",
                 "alias_of": aliases[row.name],
                 "layers": n_layers,
+                "findings": ", ".join(
+                    [
+                        *dict.fromkeys(f.kind for f in found if f.revision == row.name),
+                        *(["unverified"] if row.name in partial else []),
+                    ]
+                ),
+                "flagged": row.name in faulty,
                 "commit": row.commit,
                 "weights": row.weights,
                 "bytes": row.n_bytes,
@@ -101,6 +116,8 @@ def revisions(index: Index, rows: Sequence[Revision], aliases: Mapping[str, str]
         "state",
         "alias_of",
         "layers",
+        "findings",
+        "flagged",
         "commit",
         "weights",
         "bytes",
@@ -129,6 +146,49 @@ def layers(index: Index, run: int) -> "pd.DataFrame":
     rows = sorted(rows, key=lambda row: (row.probes, row.dtype, layer_order(row.layer)))
     names = ["layer", "module", "level", "width", "revisions", "probes", "dtype"]
     return pd.DataFrame([row._asdict() for row in rows], columns=names)
+
+
+def findings(index: Index, run: int, revisions: Sequence[Revision]) -> "pd.DataFrame":
+    """Return one row a finding, in the order of ``revisions``, those on the whole run first."""
+    import pandas as pd
+
+    places = {row.name: (number, row.step) for number, row in enumerate(revisions)}
+    with index.read() as session:
+        rows = session.scalars(select(Finding).where(Finding.run_id == run).order_by(Finding.level, Finding.id)).all()
+        partial = _unverified(session, [run])
+    nowhere = (-1, None)
+    records = [
+        {
+            "revision": row.revision,
+            "step": places.get(str(row.revision), nowhere)[1],
+            "kind": row.kind,
+            "level": row.level,
+            "basis": row.basis,
+            "others": row.others,
+            "text": row.text,
+        }
+        for row in [*rows, *(_unverified_finding(name, count) for name, count in partial.items())]
+    ]
+    records.sort(key=lambda record: places.get(str(record["revision"]), nowhere)[0])
+    columns = ["revision", "step", "kind", "level", "basis", "others", "text"]
+    return _whole(pd.DataFrame(records, columns=columns), "step")
+
+
+def _unverified(session: Session, runs: Collection[int]) -> dict[str, int]:
+    """Return the revisions that have layers of files which were not verified, and how many."""
+    layers = replayed(select(Revision.name, func.count(Activation.layer.distinct())).select_from(Revision))
+    return dict(
+        session.execute(
+            layers.join(Activation, Activation.replay == Replay.key)
+            .where(Revision.run_id.in_(runs), Activation.verified == 0)
+            .group_by(Revision.name)
+        ).all()
+    )
+
+
+def _unverified_finding(revision: str, n_layers: int) -> Finding:
+    text = f"{revision}: {n_layers} layers come from a partial fetch, so the sha256 of the files was not checked"
+    return Finding(basis="fetch", revision=revision, kind="unverified", level="note", others=[], text=text)
 
 
 def probe_sets(index: Index) -> "pd.DataFrame":

@@ -86,8 +86,8 @@ class Fault:
     """What goes wrong with the next requests whose ``METHOD path``, on either origin, the pattern is found in."""
 
     pattern: str
-    times: int = 1
-    """Requests still to be spoiled."""
+    times: float = 1
+    """Requests still to be spoiled; ``math.inf`` for all."""
     status: int | None = None
     """Answered instead, with the headers (``Retry-After``)."""
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -95,8 +95,14 @@ class Fault:
     """Bytes of body sent under the full ``Content-Length`` before the connection is closed."""
     delay: float = 0.0
     """Seconds before the answer."""
+    stall: float = 0.0
+    """Seconds of silence after the truncated body, before the connection is closed."""
     reset: bool = False
     """Reset the connection: instead of an answer, or after the truncated body."""
+    spoil: bool = False
+    """Send another first byte of the body."""
+    whole: bool = False
+    """Know nothing of ranges."""
 
 
 @dataclass
@@ -109,6 +115,8 @@ class Request:
     """0 if the connection was cut before there was one."""
     sent: int = 0
     """Bytes of body."""
+    authorized: bool = False
+    """Whether it brought a token."""
 
 
 @dataclass(frozen=True)
@@ -248,19 +256,18 @@ class Hub:
             return _file(self.repositories[repo].commits[sha].files[path], headers, {})
         match = _RESOLVE.fullmatch(url.path) or _API.fullmatch(url.path)
         if match is None:
-            return _error(404, "", "No such page")
+            return self._search(url, headers) if url.path == "/api/models" else _error(404, "", "No such page")
         repo, verb, revision, path = (unquote(part or "") for part in match.groups())
         repository = self.repositories.get(repo)
-        authorized = headers.get("Authorization") == f"Bearer {self.token}"
-        if repository is None or (repository.private and not authorized):
+        if repository is None or (repository.private and not self._authorized(headers)):
             return _error(404 if "Authorization" in headers else 401, "RepoNotFound", "Repository not found")
-        if verb == "resolve" and repository.gated and not authorized:
-            return _error(403 if "Authorization" in headers else 401, "GatedRepo", f"Access to {repo} is restricted")
         commit = repository.find(revision or "main")
         if verb == "refs":
             return _json(_refs(repository))
         if commit is None:
             return _error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        if verb == "resolve" and repository.gated and not self._authorized(headers):
+            return _error(403 if "Authorization" in headers else 401, "GatedRepo", f"Access to {repo} is restricted")
         if verb == "resolve":
             return self._resolve(repo, commit, path, headers)
         if verb == "tree":
@@ -286,14 +293,34 @@ class Hub:
         return Reply(302, linked)
 
     def _tree(self, url: SplitResult, commit: Commit, folder: str) -> Reply:
-        query = {name: values[-1] for name, values in parse_qs(url.query).items()}
+        query = _query(url)
         entries = _entries(commit, folder, recursive=query.get("recursive", "").lower() in ("1", "true"))
         if folder and not entries:
             return _error(404, "EntryNotFound", f"{folder} does not exist")
-        at = int(query.get("cursor", "0"))
+        return self._page(url, entries, self.page)
+
+    def _authorized(self, headers: Message) -> bool:
+        return headers.get("Authorization") == f"Bearer {self.token}"
+
+    def _search(self, url: SplitResult, headers: Message) -> Reply:
+        """List the models whose owner and name are asked for, with no more of each than was asked for."""
+        query = _query(url)
+        found = []
+        for repo, repository in sorted(self.repositories.items()):
+            owner, commit = repo.partition("/")[0], repository.find("main")
+            if query.get("author", owner) != owner or query.get("search", "").lower() not in repo.lower():
+                continue
+            if commit is not None and (self._authorized(headers) or not repository.private):
+                info = _model_info(repo, repository, commit)
+                wanted = {"id", *parse_qs(url.query).get("expand", ("private", "tags"))}
+                found.append({name: value for name, value in info.items() if name in wanted})
+        return self._page(url, found, min(self.page, int(query.get("limit", "1000"))))
+
+    def _page(self, url: SplitResult, entries: list[dict[str, Any]], size: int) -> Reply:
+        at = int(_query(url).get("cursor", "0"))
         rest = {}
-        if (after := at + self.page) < len(entries):
-            following = urlencode(query | {"cursor": after})
+        if (after := at + size) < len(entries):
+            following = urlencode(parse_qs(url.query) | {"cursor": [str(after)]}, doseq=True)
             rest["Link"] = f'<{self.url}{url.path}?{following}>; rel="next"'
         return _json(entries[at:after], rest)
 
@@ -338,7 +365,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         hub = self.server.hub
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        line = Request(self.command, self.path)
+        line = Request(self.command, self.path, authorized="Authorization" in self.headers)
         with hub.lock:
             hub.log.append(line)
             asked = f"{self.command} {self.path}"
@@ -347,15 +374,18 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(fault.delay)
         if fault.reset and fault.truncate is None:
             return self.reset()
+        if fault.whole:
+            del self.headers["Range"]
         reply = hub.answer(self.path, self.headers, body)
         if fault.status is not None:
             reply = _json({}, fault.headers, status=fault.status)
-        self.send(reply, line, fault.truncate)
+        self.send(reply, line, fault)
+        time.sleep(fault.stall)
         return self.reset() if fault.reset else None
 
     do_HEAD = do_POST = do_GET
 
-    def send(self, reply: Reply, line: Request, truncate: int | None) -> None:
+    def send(self, reply: Reply, line: Request, fault: Fault) -> None:
         line.status = reply.status
         self.send_response(reply.status)
         for name, value in {"Content-Length": str(reply.stop - reply.start), **reply.headers}.items():
@@ -364,9 +394,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         bandwidth = self.server.hub.bandwidth
-        left = reply.stop - reply.start if truncate is None else truncate
-        for block in reply.blocks(_BLOCK if bandwidth is None else max(1, min(_BLOCK, int(bandwidth / 20)))):
-            part = block[:left]
+        left = reply.stop - reply.start if fault.truncate is None else fault.truncate
+        size = _BLOCK if bandwidth is None else max(1, min(_BLOCK, int(bandwidth / 20)))
+        for number, block in enumerate(reply.blocks(size)):
+            part = bytes([block[0] ^ 1]) + block[1:left] if fault.spoil and number == 0 else block[:left]
             if bandwidth is not None:
                 time.sleep(len(part) / bandwidth)
             line.sent += len(part)  # before it is written: whoever has read the last byte may look at the log
@@ -374,7 +405,7 @@ class _Handler(BaseHTTPRequestHandler):
             left -= len(part)
             if left == 0:
                 break
-        self.close_connection = self.close_connection or truncate is not None
+        self.close_connection = self.close_connection or fault.truncate is not None
 
     def reset(self) -> None:
         """Close without a word: the peer sees a reset and no end of stream."""
@@ -399,6 +430,10 @@ def _blob(name: str, content: Content | str) -> Blob:
 
 def _git_oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _query(url: SplitResult) -> dict[str, str]:
+    return {name: values[-1] for name, values in parse_qs(url.query).items()}
 
 
 def _json(value: Any, headers: Mapping[str, str] | None = None, *, status: int = 200) -> Reply:

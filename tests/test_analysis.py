@@ -19,6 +19,7 @@ from replay.gauge import DiffusionGauge
 from replay.jobs import Cluster
 from replay.opening import open_store
 from store.catalog import Store
+from store.commits import FindingRecord, put_findings, put_run
 from store.errors import InvalidInput, SourceUnreachable, Unavailable, UnknownLayer, UnknownRun
 
 
@@ -194,7 +195,7 @@ def test_a_new_checkpoint_costs_its_own_operators_only(
         shutil.move(tmp_path / f"{name}-later", tmp_path / name / "step8")
     ingest(root, *paths, probes=probe_file)
     store = open_store(root, write=True)
-    histories = [_history(store, name, store.capture(name)) for name in ("seed1", "seed2")]
+    histories = [_history(store, name, store.capture(name), include_flagged=False) for name in ("seed1", "seed2")]
     slices = [piece for history in histories for piece in history.slices.values()]
     assert len(missing_operators(store, slices, DiffusionGauge())) == 2 * 3
     assert list(analyze_spread(store)["step"].values) == [0, 1, 2, 4, 8]
@@ -212,8 +213,9 @@ def test_what_is_left_out_is_told_anew_even_when_no_number_changes(copied: Path,
         )
     run("--store", copied, "ingest", "--path", tmp_path / "seed1", "--revisions", "all", "--probes", "forty")
     shown = run("--store", copied, "analyze", "spread")
-    assert "left out: seed1 step9, step16: another run lacks the step" in shown.stderr
-    assert Store(copied).result("spread").attrs["dropped"] == {"seed1": ["step9", "step16"]}
+    assert "left out: seed1 step16: another run lacks the step" in shown.stderr
+    assert "flagged: seed1 step9: still holds the weights of step8" in shown.stderr
+    assert Store(copied).result("spread").attrs["dropped"] == {"seed1": ["step16"]}
     assert len(Store(copied).results()) == 1
 
 
@@ -322,7 +324,7 @@ def test_activations_that_are_no_numbers_make_a_value_unavailable_and_leave_the_
     tensors["gpt_neox.layers.1.mlp.dense_4h_to_h.bias"][0] = float("nan")
     save_file(tensors, weights, metadata={"format": "pt"})
     ingest(root, tmp_path / "seed1", tmp_path / "seed2", probes=probe_file)
-    shown = run("--store", root, "analyze", "spread")
+    shown = run("--store", root, "analyze", "spread", "--include-flagged")
     assert "unavailable: blocks[1]:output:mean at step 2: " in shown.stderr
     ds = Store(root).result("spread")
     missing = ds["spread"].isnull()
@@ -431,3 +433,80 @@ def test_the_result_says_how_it_was_made_and_from_what(copied: Path) -> None:
     assert json.loads(attrs["gauge"])["knn"] == 15
     assert attrs["interval"].startswith("95 % over probes, delete-group jackknife")
     assert attrs["rate_unit"] == "ln(spread) per 1,000 steps"
+
+
+def flag(root: Path, name: str, *revisions: str) -> Store:
+    """Let an audit hold revisions of a run for faulty, and say something of a sound one."""
+    store = open_store(root, write=True)
+    row = store.runs().set_index("run").loc[name]
+    reason = "holds the final weights, those of step8"
+    found = [FindingRecord(revision, "final", "fault", f"{revision} {reason}") for revision in revisions]
+    run_id = put_run(store, name, source=str(row["source"]), location=str(row["location"]))
+    put_findings(store, run_id, "hashes", [*found, FindingRecord("step8", "config", "note", "another config")])
+    return store
+
+
+def test_flagged_revisions_are_left_out_and_named_unless_asked_for(copied: Path) -> None:
+    whole = analyze_spread(open_store(copied, write=True))
+    assert whole.attrs["flagged"] == {}
+    store = flag(copied, "seed2", "step2")
+    result = analyze_spread(store)
+    assert list(result["step"].values) == [0, 1, 4, 8]
+    assert result.attrs["flagged"] == {"seed2": {"step2": "step2 holds the final weights, those of step8"}}
+    assert result.attrs["dropped"] == {"seed1": ["step2"], "seed3": ["step2"]}
+    np.testing.assert_array_equal(result["spread"], whole["spread"].sel(step=[0, 1, 4, 8]))
+    shown = run("--store", copied, "analyze", "spread")
+    line = "flagged: seed2 step2: holds the final weights, those of step8; left out (see `replay audit`)\n"
+    assert line in shown.stderr
+    shown = run("--store", copied, "analyze", "spread", "--include-flagged")
+    assert line.replace("left out", "taken in") in shown.stderr
+    again = Store(copied).result("spread")
+    assert again.attrs["include_flagged"]
+    np.testing.assert_array_equal(again["spread"], whole["spread"])
+    assert len(Store(copied).results()) == 2
+
+
+def test_a_sound_revision_takes_the_place_of_a_flagged_one_at_its_step(
+    root: Path, family: Path, tmp_path: Path, probe_file: Path
+) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(family / ("seed1" if name == "a" else "seed2"), tmp_path / name)
+    shutil.copytree(family / "seed3" / "step8", tmp_path / "a" / "checkpoint-8")
+    ingest(root, tmp_path / "a", tmp_path / "b", probes=probe_file)
+    first = analyze_spread(open_store(root, write=True))
+    assert first.attrs["dropped"] == {"a": ["step8"]}
+    result = analyze_spread(flag(root, "a", "checkpoint-8"))
+    assert list(result["revision"].sel(run="a").values) == ["step0", "step1", "step2", "step4", "step8"]
+    assert result.attrs["dropped"] == {}
+    assert (result["spread"].sel(step=8) != first["spread"].sel(step=8)).all()
+    assert len(Store(root).results()) == 2
+
+
+def test_no_other_stage_takes_the_place_of_a_flagged_revision(
+    root: Path, family: Path, tmp_path: Path, probe_file: Path
+) -> None:
+    for name, seed in (("a", "seed1"), ("b", "seed2")):
+        for step, stage in (("step1", "stage1-step1"), ("step2", "stage1-step2"), ("step4", "stage2-step1")):
+            shutil.copytree(family / seed / step, tmp_path / name / stage)
+    ingest(root, tmp_path / "a", tmp_path / "b", probes=probe_file)
+    result = analyze_spread(flag(root, "a", "stage1-step1"))
+    assert list(result["step"].values) == [2]
+    assert list(result["revision"].values.ravel()) == ["stage1-step2"] * 2
+    assert result.attrs["dropped"] == {"a": ["stage2-step1"], "b": ["stage1-step1", "stage2-step1"]}
+
+
+def test_runs_of_which_nothing_sound_is_left_are_one_line(copied: Path) -> None:
+    steps = ["step0", "step1", "step2", "step4", "step8"]
+    flag(copied, "seed1", *steps)
+    line = run("--store", copied, "analyze", "spread", code=1).stderr
+    assert line == (
+        "replay: nothing of seed1 is sound: revisions left out as flagged: 5 of seed1; "
+        "`replay audit` tells why, --include-flagged takes them in\n"
+    )
+    flag(copied, "seed1", *steps[:3])
+    flag(copied, "seed2", *steps[3:])
+    line = run("--store", copied, "analyze", "spread", code=1).stderr
+    assert "no step is common to all 3 runs" in line
+    assert "(revisions left out as flagged: 3 of seed1, 2 of seed2; `replay audit` tells why" in line
+    assert len(line.strip().splitlines()) == 1
+    assert len(analyze_spread(open_store(copied, write=True), include_flagged=True)["step"]) == 5

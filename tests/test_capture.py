@@ -165,6 +165,41 @@ def test_each_extraction_point_does_what_it_says(family: str) -> None:
     assert relative_error(found["blocks[0]:input:mean"], found["blocks[0]:output:mean"]) > 0.1
 
 
+@pytest.mark.parametrize("family", CORE)
+def test_any_number_of_threads_gives_the_same_bits_and_leaves_the_model_as_it_was(family: str) -> None:
+    model = small_model(family).train()
+    layers = expand_layers(model, ["blocks[*]", "embed", "final_norm"], reduce="mean")
+    token_ids = [[1 + (7 * i + j) % 50 for j in range(1 + i % 6)] for i in range(23)]
+    n_threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(replay_probes(model, token_ids, layers, batch_tokens=12))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(n_threads)
+    for result in results[1:]:
+        assert list(result) == list(results[0])
+        for name, values in result.items():
+            np.testing.assert_array_equal(values, results[0][name])
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_an_error_on_a_thread_ends_the_replay() -> None:
+    model = small_model("gpt2")
+    layers = expand_layers(model, ["blocks[0]"], reduce="mean")
+    n_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with pytest.raises(InvalidProbes, match="GPT2Model has no positions for a probe of 5000 tokens"):
+            replay_probes(model, [[1], [2], [1] * 5000], layers, batch_tokens=4)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(n_threads)
+
+
 def test_two_calls_give_the_same_bits() -> None:
     model = small_model("gpt_neox")
     first, second = (replayed(model, "blocks[*]", "final_norm:output:all", batch_tokens=24) for _ in range(2))

@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import json
+import math
 import re
 import subprocess
 import sys
@@ -43,6 +44,10 @@ seen["slashed"] = [entry.path for entry in api.list_repo_tree("org/tiny", revisi
 infos = api.get_paths_info("org/tiny", ["model.safetensors", "absent.bin"], revision=sha)
 seen["paths"] = [[info.path, info.size, info.lfs.sha256] for info in infos]
 seen["commits"] = [commit.commit_id for commit in api.list_repo_commits("org/tiny", revision="step10")]
+found = api.list_models(author="org", search="t", expand=["sha"])
+seen["found"] = {info.id: info.sha for info in found}
+seen["some"] = [info.id for info in api.list_models(author="org", limit=1)]
+seen["opened"] = [info.id for info in api.list_models(author="org", search="PRIVATE", token="hf_local")]
 seen["info"] = api.model_info("org/tiny", revision="step10").sha
 
 folder = Path(snapshot_download("org/tiny", revision=sha))
@@ -95,6 +100,8 @@ def hub(folder: Path) -> Iterator[Hub]:
         hub.commit("org/private", files={"config.json": "{}"})
         hub.repository("org/private").private = True
         hub.commit("org/busy", files={"model.bin": b"weights"})
+        for repo in ("org/tools", "org/trio", "other/tiny"):
+            hub.commit(repo, files={"config.json": "{}"})
         yield hub
 
 
@@ -162,6 +169,14 @@ def test_a_branch_may_have_a_slash_in_its_name(seen: dict[str, Any]) -> None:
 def test_the_client_reads_a_branchs_history_and_latest_commit(seen: dict[str, Any]) -> None:
     assert len(seen["commits"]) == 2
     assert seen["commits"][0] == seen["info"] == seen["branches"]["step10"]
+
+
+def test_the_client_finds_repositories_by_owner_and_name_over_several_pages(hub: Hub, seen: dict[str, Any]) -> None:
+    sha = {repo: hub.repository(repo).branches["main"] for repo in ("org/gated", "org/tiny", "org/tools", "org/trio")}
+    assert seen["found"] == sha
+    assert [line.status for line in hub.requests(r"GET /api/models[?].*search=t.*cursor=2")] == [200]
+    assert seen["some"] == ["org/busy"]
+    assert seen["opened"] == ["org/private"]
 
 
 def test_a_snapshot_of_a_commit_holds_the_bytes_of_the_folder(folder: Path, seen: dict[str, Any]) -> None:
@@ -258,6 +273,29 @@ def test_a_body_can_be_cut(fresh: Hub) -> None:
     with pytest.raises(http.client.IncompleteRead) as caught:
         get(f"{fresh.url}/org/one/resolve/main/model.bin")
     assert len(caught.value.partial) == 10
+
+
+def test_a_fault_may_last(fresh: Hub) -> None:
+    fresh.fail("config", status=500, times=math.inf)
+    assert {get(f"{fresh.url}/org/one/resolve/main/config.json")[0] for _ in range(20)} == {500}
+
+
+def test_a_body_can_be_spoiled_and_a_range_ignored(fresh: Hub) -> None:
+    fresh.fail("config", spoil=True)
+    fresh.fail("config", whole=True)
+    bodies = [get(f"{fresh.url}/org/one/resolve/main/config.json", Range="bytes=8-")[1] for _ in range(3)]
+    assert bodies == [b"99", b"0123456789", b"89"]
+
+
+def test_a_server_can_fall_silent_in_the_middle(fresh: Hub) -> None:
+    fresh.fail("GET /lfs", truncate=1000, stall=1.0)
+    connection = http.client.HTTPConnection(fresh.storage_url.removeprefix("http://"), timeout=0.2)
+    connection.request("GET", f"/lfs/org/one/{fresh.repository('org/one').branches['main']}/model.bin")
+    response = connection.getresponse()
+    assert len(response.read(1000)) == 1000
+    with pytest.raises(TimeoutError):
+        response.read(1)
+    connection.close()
 
 
 @pytest.mark.parametrize("truncate", [None, 1000])

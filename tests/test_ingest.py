@@ -460,8 +460,11 @@ def test_without_a_network_one_line_says_so_and_offline_a_known_run_goes_on(
 
     dead = again(HF_ENDPOINT="http://127.0.0.1:9")
     assert dead.returncode == 1
-    assert dead.stderr.startswith("replay: http://127.0.0.1:9 cannot be reached for ingest/nonet (")
-    assert len(dead.stderr.strip().splitlines()) == 1
+    *tried, last = dead.stderr.strip().splitlines()
+    assert last.startswith("replay: http://127.0.0.1:9 cannot be reached for ingest/nonet (")
+    assert "after 3 attempts" in last
+    assert len(tried) == 2
+    assert all("trying again in" in line for line in tried)
     unknown = again(HF_HUB_OFFLINE="1")
     assert unknown.returncode == 1
     assert "is not in the local cache and HF_HUB_OFFLINE is set" in unknown.stderr

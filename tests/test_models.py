@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from replay.capture import replay_probes
 from replay.layers import expand_layers
-from replay.models import layer_model, load_model
+from replay.models import NeededWeights, layer_model, load_model, needed_weights
 from store.errors import (
     CheckpointError,
     DamagedWeights,
@@ -304,6 +305,186 @@ def test_the_skeleton_has_the_layers_of_the_model_and_no_weights(family: str, sa
     asked = ["embed", "blocks[*]", "blocks[-1].*" if family != "t5" else "blocks[-1].layer[*]", "final_norm"]
     assert expand_layers(skeleton, asked) == expand_layers(load_model(saved(family)), asked)
     assert {parameter.device.type for parameter in skeleton.parameters()} == {"meta"}
+
+
+PROBES = [[5, 9, 11], [7], [3, 1, 4, 1, 5]]
+PARTS = [
+    *((family, asked) for family in (*FAMILIES, "bart", "deberta", "clip") for asked in
+      ("embed", "embed:hidden_states", "blocks[0]", "blocks[1]:hidden_states", "blocks[-1]", "final_norm")),
+    ("albert", "embed"), ("albert", "blocks[0]"),
+    ("gpt_neox", "layers.1.attention.dense:input:all"), ("gpt_neox", "blocks[1]:input"),
+    ("llama", "layers[1].mlp.act_fn"), ("bert", "encoder.layer.1.attention.self"), ("bert", "encoder"),
+    ("gpt2", "wpe"), ("gpt2", "drop"), ("t5", "encoder.block.1.layer.0:input"), ("bart", "encoder.layers.0.fc1"),
+    ("opt", "blocks[-1]:hidden_states"), ("clip", "blocks[-1]:hidden_states"), ("t5", "blocks[-1]:hidden_states"),
+]  # fmt: skip
+
+
+def needs(folder: Path, *asked: str) -> NeededWeights:
+    skeleton = layer_model(folder)
+    return needed_weights(skeleton, expand_layers(skeleton, asked))
+
+
+@pytest.mark.parametrize(("family", "asked"), PARTS)
+def test_weights_that_no_layer_needs_may_be_absent(
+    family: str, asked: str, saved: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(saved(family), tmp_path / "part"))
+    needed = needs(folder, asked)
+    rewrite(folder, lambda weights: {name: value for name, value in weights.items() if needed(name)})
+    layers = expand_layers(layer_model(folder), [asked])
+    found = replay_probes(load_model(folder, layers=layers, partial=True), PROBES, layers)
+    whole = replay_probes(load_model(saved(family)), PROBES, layers)
+    assert found.keys() == whole.keys()
+    assert all(np.array_equal(found[name], whole[name]) for name in whole)
+    assert all(np.isfinite(values).all() for values in whole.values())
+
+
+def test_only_what_lies_behind_the_deepest_layer_is_left_out(saved: Callable[[str], Path]) -> None:
+    def left_out(family: str, *asked: str) -> set[str]:
+        return set(needs(saved(family), *asked).beyond)
+
+    assert left_out("gpt_neox", "blocks[0]", "blocks[1]") == {"layers.2", "final_layer_norm"}
+    assert left_out("gpt_neox", "blocks[2]", "embed") == {"final_layer_norm"}
+    assert left_out("gpt_neox", "blocks[2]:hidden_states") == left_out("gpt_neox", "final_norm") == set()
+    assert left_out("clip", "blocks[2]:hidden_states") == {"final_layer_norm"}
+    assert left_out("opt", "embed") == {*(f"decoder.layers.{i}" for i in range(3)), "decoder.final_layer_norm"}
+    assert left_out("bert", "encoder") == left_out("gpt2", "wpe") == set()
+    assert left_out("t5", "blocks[1]") == {"shared", "decoder", "encoder.block.2", "encoder.final_layer_norm"}
+    assert left_out("bart", "final_norm") == {"shared", "decoder"}
+    assert left_out("albert", "embed") == set()
+
+
+def test_heads_and_old_buffers_are_not_needed_and_what_is_unknown_is(saved: Callable[[str], Path]) -> None:
+    needed = needs(saved("gpt_neox"), "blocks[1]")
+    for name in ("embed_in.weight", "layers.1.mlp.dense_h_to_4h.bias", "layers.1.strange", "unknown.weight"):
+        assert needed(name)
+        assert needed(f"gpt_neox.{name}")
+    for name in ("layers.2.mlp.dense_h_to_4h.bias", "layers.2.strange", "final_layer_norm.bias", "pooler.dense.bias"):
+        assert not needed(name)
+        assert not needed(f"gpt_neox.{name}")
+    for name in ("attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq"):
+        assert not needed(f"gpt_neox.layers.0.{name}")
+    assert needed("gpt_neox.layers.20.attention.dense.weight")  # which config.json does not know
+    heads = {"gpt_neox": "embed_out.weight", "bert": "cls.predictions.bias", "albert": "predictions.bias"}
+    for family, head in heads.items():
+        assert not needs(saved(family), "blocks[0]")(head)
+
+
+def test_a_weight_that_is_left_out_under_one_name_and_needed_under_another_is_needed(
+    saved: Callable[[str], Path],
+) -> None:
+    needed = needs(saved("t5"), "embed")
+    assert needed("shared.weight")
+    assert not needed("decoder.block.0.layer.0.SelfAttention.q.weight")
+    assert "shared.weight" in load_file(saved("t5") / "model.safetensors")
+
+
+def test_what_is_left_out_takes_no_memory_and_what_is_not_stays_in_the_file(checkpoint: Path) -> None:
+    needed = needs(checkpoint, "blocks[0]")
+    model = load_model(checkpoint, layers=expand_layers(layer_model(checkpoint), ["blocks[0]"]))
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    mapped = [line.split()[0].split("-") for line in maps if line.endswith(str(checkpoint / "model.safetensors"))]
+    for name, parameter in model.named_parameters():
+        if name in needed.left_out:
+            assert parameter.untyped_storage().nbytes() == 4
+            assert parameter.isnan().all()
+        else:
+            assert any(int(start, 16) <= parameter.data_ptr() < int(stop, 16) for start, stop in mapped)
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+
+def test_a_module_that_was_left_out_refuses_to_run(checkpoint: Path) -> None:
+    layers = expand_layers(layer_model(checkpoint), ["blocks[0]", "blocks[1]", "final_norm"])
+    model = load_model(checkpoint, layers=layers[:1])
+    replay_probes(model, PROBES, layers[:1])
+    for layer in layers[1:]:
+        with pytest.raises(InvalidInput, match="a GPTNeoXLayer of GPTNeoXModel was left out when the model was loaded"):
+            replay_probes(model, PROBES, [layer])
+
+
+def test_a_weight_that_a_layer_needs_is_missed_as_ever(checkpoint: Path) -> None:
+    layers = expand_layers(layer_model(checkpoint), ["blocks[1]"])
+    gone = ("layers.1.mlp.dense_h_to_4h.bias", "layers.2.mlp.dense_h_to_4h.bias")
+    rewrite(checkpoint, lambda weights: {name: value for name, value in weights.items() if not name.endswith(gone)})
+    with pytest.raises(MismatchedWeights) as caught:
+        load_model(checkpoint, layers=layers, partial=True)
+    assert str(caught.value) == "GPTNeoXModel: missing weights (1): layers.1.mlp.dense_h_to_4h.bias"
+    rewrite(checkpoint, lambda _: {"embed_out.weight": torch.ones(1)})
+    with pytest.raises(MismatchedWeights, match=r"missing weights \(25\)"):
+        load_model(checkpoint, layers=layers, partial=True)
+
+
+@pytest.mark.parametrize("layers", [["blocks[0]"], ["embed"], None])
+def test_a_whole_checkpoint_has_to_hold_the_blocks_that_no_layer_needs_too(
+    layers: list[str] | None, checkpoint: Path
+) -> None:
+    asked = None if layers is None else expand_layers(layer_model(checkpoint), layers)
+    rewrite(checkpoint, lambda weights: {name: value for name, value in weights.items() if ".layers.2." not in name})
+    with pytest.raises(
+        MismatchedWeights, match=r"^GPTNeoXModel: missing weights \(12\): layers.2.attention.dense.bias,"
+    ):
+        load_model(checkpoint, layers=asked)
+    if asked is not None:
+        load_model(checkpoint, layers=asked, partial=True)
+
+
+@pytest.mark.parametrize("family", ["bert", "t5", "bart", "albert"])
+def test_a_whole_checkpoint_under_old_or_tied_names_lacks_nothing(
+    family: str, saved: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(saved(family), tmp_path / "old"))
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+
+    def renamed(name: str) -> str:
+        return next((name.removesuffix(new) + was for new, was in old.items() if name.endswith(new)), name)
+
+    rewrite(folder, lambda weights: {renamed(name): value for name, value in weights.items()})
+    layers = expand_layers(layer_model(folder), ["blocks[0]"])
+    found = replay_probes(load_model(folder, layers=layers), PROBES, layers)
+    whole = replay_probes(load_model(saved(family)), PROBES, layers)
+    assert all(np.array_equal(found[name], whole[name]) for name in whole)
+
+
+def test_blocks_that_the_configuration_does_not_have_are_refused_for_some_layers_too(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    with pytest.raises(MismatchedWeights, match=r"weights without a place in the model \(12\): gpt_neox.layers.2"):
+        load_model(checkpoint, layers=expand_layers(layer_model(checkpoint), ["blocks[0]"]))
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_only_the_shards_that_hold_something_needed_must_be_there(suffix: str, checkpoint: Path) -> None:
+    layers = expand_layers(layer_model(checkpoint), ["blocks[1]"])
+    whole = replay_probes(load_model(checkpoint), PROBES, layers)
+    weights = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    shard_of = {name: f"late.{suffix}" if ".layers.2." in name else f"early.{suffix}" for name in weights}
+    early = {name: weights[name] for name, shard in shard_of.items() if shard.startswith("early")}
+    (save_file if suffix == "safetensors" else torch.save)(early, checkpoint / f"early.{suffix}")
+    stem = "model" if suffix == "safetensors" else "pytorch_model"
+    (checkpoint / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": shard_of}))
+    found = replay_probes(load_model(checkpoint, layers=layers, partial=True), PROBES, layers)
+    assert all(np.array_equal(found[name], whole[name]) for name in whole)
+    for asked in (None, layers):
+        with pytest.raises(MissingWeights, match=f"1 of 2 weight files are not there: late.{suffix}"):
+            load_model(checkpoint, layers=asked)
+    (checkpoint / f"early.{suffix}").unlink()
+    with pytest.raises(MissingWeights, match=f"1 of 1 weight files are not there: early.{suffix}"):
+        load_model(checkpoint, layers=layers, partial=True)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_some_layers_are_converted_as_all_are(family: str, dtype: str, saved: Callable[[str], Path]) -> None:
+    layers = expand_layers(layer_model(saved(family)), ["blocks[1]"])
+    model = load_model(saved(family), dtype=dtype, layers=layers)
+    found = replay_probes(model, PROBES, layers)
+    whole = replay_probes(load_model(saved(family), dtype=dtype), PROBES, layers)
+    assert all(np.array_equal(found[name], whole[name]) for name in whole)
+    needed = needs(saved(family), "blocks[1]")
+    left_out = [value for name, value in model.named_parameters() if name in needed.left_out]
+    assert left_out
+    assert all(value.untyped_storage().nbytes() <= 4 for value in left_out)
 
 
 def test_the_settings_of_transformers_are_left_as_they_were(checkpoint: Path) -> None:

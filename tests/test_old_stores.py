@@ -1,7 +1,8 @@
 """Stores that older versions wrote open for ever, with the numbers they were written with.
 
 Each folder ``data/store-vN`` was written by format N: two runs of three checkpoints of a small GPT-NeoX, eight probes,
-one pooled and one token-level layer, operators and a spread; ``store-vN.json`` has some of its values.
+one pooled and one token-level layer, operators and a spread, from format 2 on the statistics of the weights;
+``store-vN.json`` has some of its values.
 """
 
 import json
@@ -38,6 +39,10 @@ def test_an_old_store_opens_with_its_numbers(version: int, tmp_path: Path) -> No
     assert float(store.operators("seed2")["operator"][0, 0, 1, 2]) == expected["operator"]
     np.testing.assert_array_equal(store.result("spread")["spread"][:, 0], expected["spread"])
     assert list(ds["step"].values) == [0, 1, 2]
+    weights = store.revisions("seed1")["weights"]
+    norms = [float(weighing["norm"][0]) for weighing in store.weighings([weights[1]]).values()]
+    assert norms == ([expected["norm"]] if version >= 2 else [])
+    assert list(store.findings("seed1").columns) == ["revision", "step", "kind", "level", "basis", "others", "text"]
     with store.index.read() as session:
         for row in session.scalars(select(Segment)):
             verify(root, row.id, row.files)

@@ -2,24 +2,39 @@
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub import Hub, publish
+from huggingface_hub import constants
 from runs import write_bin, write_model
 
+from replay.listing import list_run
 from replay.opening import open_store
-from replay.sources import Source, open_sources
+from replay.sources import Source, open_sources, retries, series
 from replay.sources.files import choose_weights, sha256
 from replay.sources.folders import FolderSource
 from replay.sources.hub import HubSource
+from replay.sources.series import SeriesSource
 from store.catalog import Store
-from store.commits import RevisionRecord, put_run
-from store.errors import DamagedWeights, GatedSource, InvalidInput, MissingWeights, UnknownSource
+from store.commits import RevisionRecord, get_revisions, put_run
+from store.errors import (
+    DamagedWeights,
+    GatedSource,
+    InvalidInput,
+    MissingWeights,
+    SourceUnreachable,
+    UnknownRevision,
+    UnknownSource,
+)
+from store.keys import git_blob_id
 
 Make = Callable[[Path], Source]
 
@@ -69,6 +84,11 @@ class SourceContract:
             assert all((folder / name).is_file() for name in record.files)
         assert not (tmp_path / "scratch").exists()
 
+    def test_what_nobody_touched_passes_a_second_look(self, source: Source, tmp_path: Path) -> None:
+        record = next(source.describe(r) for r in source.list_revisions() if r.name == "step1")
+        with source.fetch(record, list(record.files), tmp_path / "scratch"):
+            source.check(record, list(record.files))
+
     def test_a_config_can_be_fetched_alone(self, source: Source, tmp_path: Path) -> None:
         record = next(source.describe(r) for r in source.list_revisions() if r.name == "step1")
         with source.fetch(record, ["config.json"], tmp_path / "scratch") as folder:
@@ -78,6 +98,10 @@ class SourceContract:
 class TestFolderSource(SourceContract):
     def make(self, folder: Path, store: Store, hub: Hub) -> Source:
         return FolderSource(folder, index=store.index)
+
+    def test_nothing_has_to_be_fetched(self, source: Source) -> None:
+        record = source.describe(source.list_revisions()[0])
+        assert source.bytes_to_fetch(record, list(record.files)) == 0
 
 
 class TestHubSource(SourceContract):
@@ -93,6 +117,26 @@ class TestHubSource(SourceContract):
         source.describe(records[0])
         assert len(hub.requests()) == before + 2
         assert not hub.requests(f"{source.location}/resolve")
+
+
+class TestSeriesSource(SourceContract):
+    def make(self, folder: Path, store: Store, hub: Hub) -> Source:
+        owner = f"series-{folder.parent.name}"
+        for path in folder.iterdir():
+            hub.commit(f"{owner}/{path.name}", folder=path)
+        return SeriesSource(f"{owner}/step*")
+
+    def test_digests_cost_one_request_for_all_names_and_one_a_repository(self, source: Source, hub: Hub) -> None:
+        before = len(hub.requests())
+        records = source.list_revisions()
+        assert len(hub.requests()) == before + 1
+        source.describe(records[0])
+        assert len(hub.requests()) == before + 2
+
+    def test_what_has_to_be_fetched_is_counted(self, source: Source) -> None:
+        record = source.describe(source.list_revisions()[0])
+        assert record.n_bytes is not None
+        assert source.bytes_to_fetch(record, ["model.safetensors"]) == record.n_bytes > 0
 
 
 def test_folder_and_hub_agree_on_the_identity_of_a_checkpoint(
@@ -210,6 +254,26 @@ def test_weights_that_change_between_plan_and_replay_are_refused(family: Path, t
         pass
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_files_that_change_between_fetch_and_commit_are_refused(
+    name: str, family: Path, tmp_path: Path, store: Store
+) -> None:
+    folder = tmp_path / "run" / "step1"
+    shutil.copytree(family / "seed1" / "step1", folder)
+    source = FolderSource(folder.parent, index=store.index)
+    record = source.describe(source.list_revisions()[0])
+    with source.fetch(record, list(record.files), tmp_path / "scratch"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        os.utime(folder / name, (1, 1))
+        with pytest.raises(DamagedWeights, match=f"step1/{name} was changed since it was listed: run the same command"):
+            source.check(record, list(record.files))
+        source.check(record, [other for other in record.files if other != name])
+        (folder / name).unlink()
+        with pytest.raises(DamagedWeights, match=f"step1/{name} is gone since it was listed"):
+            source.check(record, list(record.files))
+
+
 def test_folders_without_checkpoints_say_what_they_hold(family: Path, tmp_path: Path, store: Store) -> None:
     with pytest.raises(UnknownSource, match="does not exist: --path takes a folder"):
         FolderSource(tmp_path / "none", index=store.index)
@@ -277,10 +341,209 @@ def test_a_download_that_is_not_what_was_listed_is_refused(family: Path, tmp_pat
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize("digest", ["x/../../../../victim", "A" * 64, "a" * 63, "a" * 64 + "\n"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_digest_that_is_none_is_an_error_of_its_revision(name: str, digest: str, family: Path, hub: Hub) -> None:
+    sha = hub.commit("contract/digests", "step1", folder=family / "seed1" / "step1")
+    commit = hub.repository("contract/digests").commits[sha]
+    blob = commit.files[name]
+    blob = replace(blob, oid=digest) if blob.sha256 is None else replace(blob, sha256=digest)
+    hub.repository("contract/digests").commits[sha] = replace(commit, files={**commit.files, name: blob})
+    source = HubSource("contract/digests")
+    described = source.describe(source.list_revisions()[0])
+    assert described.error == f"the hub lists {name} with {digest!r}, which is no sha1 or sha256 in hex"
+
+
+def test_a_repository_without_tags_or_branches_has_no_revisions(hub: Hub) -> None:
+    hub.fail("contract/bare/refs", status=200)  # with an empty object
+    assert HubSource("contract/bare").list_revisions() == []
+
+
+def test_a_listing_never_goes_on_at_another_server(family: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    hub.commit("contract/links", "step1", folder=family / "seed1" / "step1")
+    source = HubSource("contract/links")
+    record = source.list_revisions()[0]
+    with Hub() as other:
+        hub.fail("contract/links/tree", status=200, headers={"Link": f'<{other.url}/steal>; rel="next"'})
+        with pytest.raises(SourceUnreachable, match=r"contract/links step1 goes on at http://127.0.0.1:\d+/, another"):
+            source.describe(record)
+        assert other.log == []
+    here = f'</api/models/contract/links/tree/{record.commit}>; rel="next"'
+    hub.fail("contract/links/tree", status=200, headers={"Link": here})
+    assert source.describe(record).weights
+
+
+@pytest.fixture
+def multiberts(hub: Hub) -> Iterator[Hub]:
+    for seed in (0, 1):
+        for step in ("20k", "200k", "0k"):
+            hub.commit(f"berts/multiberts-seed_{seed}-step_{step}", files={"config.json": "{}"})
+        hub.commit(f"berts/multiberts-seed_{seed}", files={"config.json": "{}"})
+    hub.commit("others/multiberts-seed_0-step_40k", files={"config.json": "{}"})
+    yield hub
+    hub.faults.clear()
+    for repo in [repo for repo in hub.repositories if repo.startswith("berts/")]:
+        del hub.repositories[repo]
+
+
+def test_a_pattern_is_one_run_of_many_repositories(multiberts: Hub, store: Store) -> None:
+    (source,) = open_sources(store, repos=("berts/multiberts-seed_0-step_*",), paths=())
+    assert (source.kind, source.run, source.location) == (
+        "hub",
+        "berts/multiberts-seed_0",
+        "berts/multiberts-seed_0-step_*",
+    )
+    records = source.list_revisions()
+    assert [(r.name, r.step) for r in records] == [
+        ("multiberts-seed_0-step_0k", 0),
+        ("multiberts-seed_0-step_20k", 20_000),
+        ("multiberts-seed_0-step_200k", 200_000),
+    ]
+    assert records[0].commit == multiberts.repository("berts/multiberts-seed_0-step_0k").branches["main"]
+    beside = SeriesSource("berts/multiberts-seed_1*").list_revisions()
+    assert [(r.name, r.step) for r in beside][-1] == ("multiberts-seed_1", None)
+
+
+def test_a_series_is_listed_page_by_page(multiberts: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(series, "PAGE", 2)
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.01)
+    multiberts.fail("GET /api/models[?].*cursor=", status=503)
+    before, told = len(multiberts.requests()), list[str]()
+    pattern = "berts/multiberts-seed_0-step_*"
+    assert len(SeriesSource(pattern, report=told.append).list_revisions()) == 3
+    assert [line.status for line in multiberts.requests()[before:]] == [200, 503, 200]
+    assert told == [f"{pattern}: 503, trying again in 0 s (2 of 6)"]
+
+
+def test_several_series_in_one_pattern_are_refused(multiberts: Hub) -> None:
+    with pytest.raises(
+        InvalidInput,
+        match="several series: multiberts-seed_0-step_0k and multiberts-seed_1-step_0k both are step 0; name one",
+    ):
+        SeriesSource("berts/multiberts-seed_*-step_*").list_revisions()
+
+
+def test_a_pattern_that_nothing_matches_says_what_there_is(multiberts: Hub) -> None:
+    with pytest.raises(UnknownSource, match=r"no repository matches berts/multiberts-seed_0-stop\*: check the owner"):
+        SeriesSource("berts/multiberts-seed_0-stop*").list_revisions()
+    with pytest.raises(UnknownSource, match="there are berts/multiberts-seed_0-step_0k, berts/multiberts-seed_0-step_"):
+        SeriesSource("berts/multiberts-seed_0-step_?").list_revisions()
+
+
+@pytest.mark.parametrize("pattern", ["*/step_1", "step_*", "a b/*", "a/b/*"])
+def test_what_is_no_series_is_refused(pattern: str) -> None:
+    with pytest.raises(InvalidInput, match="expected ORG/GLOB"):
+        SeriesSource(pattern)
+
+
+def test_offline_a_series_is_what_it_was(multiberts: Hub, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    pattern = "berts/multiberts-seed_0-step_*"
+    online = SeriesSource(pattern)
+    records = [replace(online.describe(record), weights="known", error=None) for record in online.list_revisions()]
+    put_run(store, online.run, source=online.kind, location=online.location, records=records)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (offline,) = open_sources(store, repos=(pattern,), paths=())
+    assert [offline.describe(record) for record in offline.list_revisions()] == records
+    with pytest.raises(SourceUnreachable, match="has never been listed and HF_HUB_OFFLINE is set"):
+        SeriesSource(pattern.replace("_0", "_1")).list_revisions()
+
+
+def test_a_series_repository_that_is_gone_is_named(multiberts: Hub, tmp_path: Path) -> None:
+    source = SeriesSource("berts/multiberts-seed_0-step_*")
+    record = source.list_revisions()[0]
+    multiberts.repository(f"berts/{record.name}").commits.clear()
+    with pytest.raises(UnknownRevision, match="berts/multiberts-seed_0-step_0k main was listed and is gone"):
+        source.describe(record)
+    del multiberts.repositories[f"berts/{record.name}"]
+    described = source.describe(record)
+    assert "no repository berts/multiberts-seed_0-step_0k" in str(described.error)
+    with (
+        pytest.raises(UnknownRevision, match="no repository berts/multiberts-seed_0-step_0k"),
+        source.fetch(replace(record, files=LISTED), ["config.json"], tmp_path),
+    ):
+        pass
+    with pytest.raises(UnknownRevision, match="no repository"):
+        source.bytes_to_fetch(replace(record, files=LISTED), [], wanted=bool, scratch=tmp_path)
+
+
+LISTED: dict[str, list[Any]] = {"config.json": ["0" * 40, 2], "model.safetensors": ["0" * 64, 2000]}
+
+
+def test_a_series_repository_that_is_gated_fails_alone(multiberts: Hub, tmp_path: Path) -> None:
+    source = SeriesSource("berts/multiberts-seed_0-step_*")
+    first, *rest = (source.describe(record) for record in source.list_revisions())
+    multiberts.repository(f"berts/{first.name}").gated = True
+    names = {"config.json": [git_blob_id(b"{}"), 2]}
+    with (
+        pytest.raises(UnknownRevision, match=f"berts/{first.name} is gated: accept its terms"),
+        source.fetch(replace(first, files=names), ["config.json"], tmp_path / "s"),
+    ):
+        pass
+    for record in rest:
+        with source.fetch(replace(record, files=names), ["config.json"], tmp_path / "s") as folder:
+            assert (folder / "config.json").read_text() == "{}"
+
+
+def test_what_goes_wrong_while_files_are_used_is_no_failure_of_their_repository(
+    multiberts: Hub, tmp_path: Path
+) -> None:
+    source = SeriesSource("berts/multiberts-seed_0-step_*")
+    record = replace(source.list_revisions()[0], files={"config.json": [git_blob_id(b"{}"), 2]})
+    with pytest.raises(GatedSource, match="of another"), source.fetch(record, ["config.json"], tmp_path / "s"):
+        raise GatedSource("of another")
+
+
+def test_a_series_repository_that_was_gated_is_asked_again_at_the_next_listing(
+    family: Path, store: Store, hub: Hub
+) -> None:
+    for step in (0, 1):
+        hub.commit(f"gates/run-step_{step}", folder=family / "seed1" / f"step{step}")
+    hub.fail("gates/run-step_0/tree", status=403, headers={"X-Error-Code": "GatedRepo"})
+    source = SeriesSource("gates/run-step_*")
+    list_run(store, source)
+    closed, other = get_revisions(store, source.run)
+    assert "gates/run-step_0 is gated" in str(closed.error)
+    assert (other.error, bool(other.weights)) == (None, True)
+    list_run(store, SeriesSource("gates/run-step_*", known=[closed, other]))
+    opened, again = get_revisions(store, source.run)
+    assert (opened.error, bool(opened.weights), bool(opened.commit)) == (None, True, True)
+    assert again == other
+
+
+def test_offline_a_series_leaves_out_what_it_could_not_look_into(
+    multiberts: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pattern = "berts/multiberts-seed_0-step_*"
+    closed, *rest = SeriesSource(pattern).list_revisions()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    source = SeriesSource(pattern, known=[replace(closed, commit=None, error="gated"), *rest])
+    assert [record.name for record in source.list_revisions()] == [record.name for record in rest]
+
+
+def test_a_series_goes_to_another_process(multiberts: Hub) -> None:
+    source = SeriesSource("berts/multiberts-seed_0-step_*", report=lambda line: None)
+    assert pickle.loads(pickle.dumps(source)).list_revisions() == source.list_revisions()
+
+
+def test_retries_are_reported_to_who_opened_the_sources(
+    hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.01)
+    hub.commit("contract/told", files={"config.json": "{}"})
+    hub.fail("contract/told/refs", status=503)
+    hub.fail("GET /api/models[?]", status=503)
+    told: list[str] = []
+    for source in open_sources(store, repos=("contract/told", "contract/tol?"), paths=(), report=told.append):
+        source.list_revisions()
+    assert told == [f"contract/{name}: 503, trying again in 0 s (2 of 6)" for name in ("told", "tol?")]
+
+
 OFFLINE = """
 import sys
 from pathlib import Path
 from replay.sources.hub import HubSource
+from replay.sources.series import SeriesSource
 source = HubSource("contract/offline")
 records = source.list_revisions()
 print([r.name for r in records], [source.describe(r).weights for r in records])

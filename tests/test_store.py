@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,11 +68,11 @@ class Filling:
         put_run(self.store, name, source="hub", location=name, records=records)
 
     def replay(self, weights: str, layers: list[LayerArray]) -> None:
-        identity = {"weights": weights, "tokens": self.tokens, "dtype": "float32"}
+        identity: dict[str, Any] = {"weights": weights, "tokens": self.tokens, "dtype": "float32"}
         key = replay_key(**identity)
         assert self.store.index.claim(key)
         staged = stage_activations(self.store.root, layers=layers, attrs={}, **identity)
-        assert commit_activations(self.store, staged, layers=layers, claim=key, **identity)
+        assert commit_activations(self.store, staged, layers=[layer.row for layer in layers], claim=key, **identity)
         self.store.index.release(key)
 
 
@@ -293,11 +294,44 @@ def test_a_segment_left_by_a_killed_writer_is_adopted_or_replaced(filling: Filli
 def test_a_writer_that_lost_its_claim_commits_nothing(filling: Filling) -> None:
     filling.run("r", {"step0": 0})
     layers = [block("step0", 0)]
-    identity = {"weights": "step0", "tokens": filling.tokens, "dtype": "float32"}
+    identity: dict[str, Any] = {"weights": "step0", "tokens": filling.tokens, "dtype": "float32"}
     staged = stage_activations(filling.store.root, layers=layers, attrs={}, **identity)
-    assert not commit_activations(filling.store, staged, layers=layers, claim="nobody's", **identity)
+    assert not commit_activations(
+        filling.store, staged, layers=[layer.row for layer in layers], claim="nobody's", **identity
+    )
     assert not list((filling.store.root / "staging").iterdir())
     assert list(filling.store.revisions("r")["state"]) == ["listed"]
+
+
+def test_room_is_reserved_for_claims_until_they_are_released(filling: Filling) -> None:
+    index = filling.store.index
+    assert index.claim("one")
+    assert index.claim("two")
+    assert index.claimed() == {"one": 0, "two": 0}
+    assert index.reserve("one", 60, budget=100)
+    assert not index.reserve("two", 41, budget=100)
+    assert not index.reserve("two", 40, budget=100, stray=1)
+    assert index.reserve("two", 40, budget=100)
+    assert index.reserve("one", 50, budget=100)  # its own former room is not in its way
+    assert not index.reserve("one", 61, budget=100)
+    index.release("two")
+    assert index.reserve("one", 100, budget=100)
+    index.release("one")
+    assert index.claimed() == {}
+
+
+def test_a_dead_process_holds_no_room(filling: Filling) -> None:
+    program = f"""
+from replay.opening import open_store
+index = open_store({str(filling.store.root)!r}, write=True).index
+assert index.claim("dead") and index.reserve("dead", 90, budget=100)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    index = filling.store.index
+    assert index.claimed() == {}
+    assert index.claim("mine")
+    assert index.reserve("mine", 100, budget=100)
+    index.release("mine")
 
 
 def test_a_claim_of_a_living_process_is_respected_and_a_dead_one_taken_over(filling: Filling) -> None:

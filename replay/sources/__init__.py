@@ -4,8 +4,11 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from threading import Event
 from typing import Protocol
 
+from replay.sources.files import Wanted
+from replay.sources.retries import Report
 from store.catalog import Store
 from store.commits import RevisionRecord, get_revisions
 from store.errors import InvalidInput
@@ -38,23 +41,67 @@ class Source(Protocol):
         Nothing heavy is fetched: a hub's tree names the digests, a folder's files are hashed.
         """
 
-    def fetch(self, record: RevisionRecord, names: list[str], scratch: Path) -> AbstractContextManager[Path]:
+    def fetch(
+        self,
+        record: RevisionRecord,
+        names: list[str],
+        scratch: Path,
+        *,
+        wanted: Wanted | None = None,
+        stopped: Event | None = None,
+    ) -> AbstractContextManager[Path]:
         """Hold a local folder that has the files ``names`` of ``record``, verified against their digests.
 
         ``scratch`` is where a source may download to; it keeps what an interrupted download left and is emptied when
-        the folder has been used.
+        the folder has been used. With ``wanted`` a source that can do it downloads those tensors only, in which case
+        the sha256 of the weight files is not checked. Once ``stopped`` is set a download ends at its next block and a
+        wait between two attempts at once; what came is kept, and no thread is left behind.
 
         Raises
         ------
         AccessError, DamagedWeights
-            If the files cannot be had, or are not what was listed.
+            If the files cannot be had, or are not what was listed; also if it was stopped.
+        """
+
+    def check(self, record: RevisionRecord, names: Sequence[str]) -> None:
+        """Look once more at files that were fetched and stand where others may write.
+
+        To be called when they have been read and before anything that was made of them is kept.
+
+        Raises
+        ------
+        DamagedWeights
+            If they are no longer what was listed.
+        """
+
+    def bytes_to_fetch(
+        self,
+        record: RevisionRecord,
+        names: Sequence[str],
+        *,
+        wanted: Wanted | None = None,
+        scratch: Path | None = None,
+        stopped: Event | None = None,
+    ) -> int:
+        """Return how many bytes `fetch` would have to download for the files ``names``, or for the wanted tensors.
+
+        0 for a folder, and for a revision of which the user's own hub cache has them all. With ``scratch``, as right
+        before the download, those are read and have to be what was listed; without it their presence is enough. What
+        an interrupted download left is not counted off. ``stopped`` is as for `fetch`.
         """
 
 
 def open_sources(
-    store: Store, *, repos: Sequence[str], paths: Sequence[Path], step_regex: re.Pattern[str] | None = None
+    store: Store,
+    *,
+    repos: Sequence[str],
+    paths: Sequence[Path],
+    step_regex: re.Pattern[str] | None = None,
+    report: Report | None = None,
 ) -> list[Source]:
-    """Return one source for each repository and folder.
+    """Return one source for each repository, series of repositories (a name with ``*``, ``?`` or ``[``) and folder.
+
+    ``report`` is told of each request to a hub that failed and is tried again.
 
     A folder's run is named after it; where two folders share a name, as many parents are put before it as tell them
     apart (``seed0/model``, ``seed1/model``).
@@ -68,6 +115,7 @@ def open_sources(
     """
     from replay.sources.folders import FolderSource
     from replay.sources.hub import HubSource
+    from replay.sources.series import SeriesSource, is_series, series_run
 
     if not repos and not paths:
         raise InvalidInput("nothing to ingest: give --repo ORG/NAME or --path DIR")
@@ -76,9 +124,15 @@ def open_sources(
     twice = [name for name in given if given.count(name) > 1]
     if twice:
         raise InvalidInput(f"{twice[0]} is given twice")
-    table = store.runs()
-    taken = dict(zip(table["run"], table["location"], strict=True))
-    sources: list[Source] = [HubSource(repo, step_regex=step_regex, known=get_revisions(store, repo)) for repo in repos]
+    taken = store.locations()
+    sources: list[Source] = []
+    for repo in repos:
+        if is_series(repo):
+            known = get_revisions(store, series_run(repo))
+            sources.append(SeriesSource(repo, step_regex=step_regex, known=known, report=report))
+        else:
+            known = get_revisions(store, repo)
+            sources.append(HubSource(repo, step_regex=step_regex, known=known, report=report))
     for path, folder in zip(paths, folders, strict=True):
         names = ["/".join(folder.parts[-depth:]) for depth in range(1, len(folder.parts))]
         others = [other for other in folders if other != folder]

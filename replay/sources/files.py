@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +10,12 @@ from store.commits import RevisionRecord
 from store.errors import MissingWeights
 from store.keys import content_key, weights_digest
 
-__all__ = ["CONFIG", "choose_weights", "describe_files", "is_weight_file", "sha256", "tokenizer_files"]
+__all__ = ["CONFIG", "Wanted", "choose_weights", "describe_files", "is_weight_file", "sha256", "tokenizer_files"]
 
 CONFIG = "config.json"
+
+Wanted = Callable[[str], bool]
+"""Tells of a tensor's name in a checkpoint whether it is needed."""
 
 _FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
 _TOKENIZER = {

@@ -2,14 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from replay.revisions import parse_step, sort_key
-from replay.sources.files import CONFIG, describe_files, is_weight_file, sha256
+from replay.sources.files import CONFIG, Wanted, describe_files, is_weight_file, sha256
 from store.commits import RevisionRecord
 from store.errors import CheckpointError, DamagedWeights, UnknownSource
 from store.index import Index
@@ -79,23 +80,47 @@ class FolderSource:
         try:
             for path in sorted(self._of(record.name).iterdir()):
                 if path.is_file() and (is_weight_file(path.name) or path.stat().st_size < 2**26):
-                    small = not is_weight_file(path.name)
-                    digest = git_blob_id(path.read_bytes()) if small else self._digest(path)
-                    files[path.name] = (digest, path.stat().st_size)
+                    files[path.name] = (self._listed_digest(path), path.stat().st_size)
         except OSError as error:
             return replace(record, error=f"{error.filename} cannot be read ({error.strerror})")
         return describe_files(record, files)
 
     @contextmanager
-    def fetch(self, record: RevisionRecord, names: list[str], scratch: Path) -> Iterator[Path]:  # noqa: ARG002 (nothing is downloaded)
-        """Hold the revision's own folder, after a look that its weights are still those that were listed."""
+    def fetch(
+        self,
+        record: RevisionRecord,
+        names: list[str],
+        scratch: Path,  # noqa: ARG002 (nothing is downloaded)
+        *,
+        wanted: Wanted | None = None,  # noqa: ARG002
+        stopped: Event | None = None,  # noqa: ARG002
+    ) -> Iterator[Path]:
+        """Hold the revision's own folder, after a look that its files are still those that were listed."""
+        self.check(record, names)
+        yield self._of(record.name)
+
+    def check(self, record: RevisionRecord, names: Sequence[str]) -> None:
+        """Refuse files that are gone or changed since they were listed; unchanged weights are not read again."""
         folder = self._of(record.name)
         for name in names:
-            if not (folder / name).is_file():
-                raise DamagedWeights(f"{folder / name} is gone since it was listed")
-            if is_weight_file(name) and self._digest(folder / name) != record.files[name][0]:
+            try:
+                digest = self._listed_digest(folder / name)
+            except FileNotFoundError as error:
+                raise DamagedWeights(f"{folder / name} is gone since it was listed") from error
+            if digest != record.files[name][0]:
                 raise DamagedWeights(f"{folder / name} was changed since it was listed: run the same command again")
-        yield folder
+
+    def bytes_to_fetch(
+        self,
+        record: RevisionRecord,  # noqa: ARG002 (nothing is downloaded)
+        names: Sequence[str],  # noqa: ARG002
+        *,
+        wanted: Wanted | None = None,  # noqa: ARG002
+        scratch: Path | None = None,  # noqa: ARG002
+        stopped: Event | None = None,  # noqa: ARG002
+    ) -> int:
+        """Return 0: everything is here."""
+        return 0
 
     def _parse(self, name: str) -> bool:
         return parse_step(name, pattern=self._step_regex) is not None
@@ -116,6 +141,9 @@ class FolderSource:
             return _with_trainer_state(record, json.loads(state.read_bytes()))
         except (ValueError, KeyError, TypeError) as error:
             return replace(record, error=str(CheckpointError(f"{state} cannot be read ({error})")))
+
+    def _listed_digest(self, path: Path) -> str:
+        return self._digest(path) if is_weight_file(path.name) else git_blob_id(path.read_bytes())
 
     def _digest(self, path: Path) -> str:
         stat = path.stat()

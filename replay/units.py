@@ -1,0 +1,52 @@
+"""Sizes and durations as people write them."""
+
+from store.errors import InvalidInput
+
+__all__ = ["human_bytes", "parse_bytes", "parse_seconds"]
+
+
+def human_bytes(n_bytes: float) -> str:
+    """Return a size in the largest unit that leaves a whole part, in powers of 1,000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"
+
+
+def parse_bytes(text: str) -> int:
+    """Return the size that ``20GB``, ``512 MiB`` or ``1e9`` stands for.
+
+    Raises
+    ------
+    InvalidInput
+        If it is no size above zero.
+    """
+    from dask.utils import parse_bytes as parse
+
+    try:
+        n_bytes = int(parse(text)) if text.strip() else 0
+    except (ValueError, OverflowError):
+        n_bytes = 0
+    if n_bytes <= 0:
+        raise InvalidInput(f"{text!r} is no size: expected one such as 20GB or 500MB")
+    return n_bytes
+
+
+def parse_seconds(text: str) -> float:
+    """Return the seconds that ``90``, ``10m``, ``2h`` or ``1d`` stands for.
+
+    Raises
+    ------
+    InvalidInput
+        If it is no duration above zero.
+    """
+    from dask.utils import parse_timedelta
+
+    try:
+        seconds = float(parse_timedelta(text)) if text.strip() else 0.0
+    except (ValueError, KeyError, OverflowError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise InvalidInput(f"{text!r} is no duration: expected one such as 90s, 10m, 2h or 1d")
+    return seconds

@@ -282,7 +282,7 @@ def _plan_run(store: Store, plan: Plan, run: RunPlan, preparation: "_Preparation
         if not missing:
             run.n_present += 1
             continue
-        jobs[key] = Job(
+        job = Job(
             key=key,
             source=source,
             record=record,
@@ -291,9 +291,14 @@ def _plan_run(store: Store, plan: Plan, run: RunPlan, preparation: "_Preparation
             layers=tuple(layers),
             missing=missing,
             dtype=request.dtype,
-            wanted=preparation.wanted(record, missing) if request.partial else None,
         )
-        plan.bytes_to_fetch += preparation.bytes_to_fetch(jobs[key])
+        try:
+            job = replace(job, wanted=preparation.wanted(record, missing) if request.partial else None)
+            plan.bytes_to_fetch += preparation.bytes_to_fetch(job)
+        except UnknownRevision as error:  # gone since it was listed
+            run.failed.append(replace(record, error=str(error)))
+            continue
+        jobs[key] = job
         width = preparation.widths[str(record.config)]
         for layer in missing:
             by_token = layer.spec.reduce == "all"

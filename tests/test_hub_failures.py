@@ -520,7 +520,7 @@ def test_the_first_file_that_fails_ends_the_others(
 
 
 def pool_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("download")]
 
 
 def test_a_download_that_is_stopped_ends_at_its_next_block_and_keeps_what_came(

@@ -388,7 +388,7 @@ def test_a_partial_download_that_is_stopped_ends_at_its_next_block_and_keeps_wha
     ):
         pass
     stopper.join()
-    assert not any(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate())
+    assert not any(thread.name.startswith("download") for thread in threading.enumerate())
     n_there = growing.stat().st_size
     assert n_bytes // 12 <= n_there < n_bytes // 2
     hub.bandwidth = None

@@ -218,7 +218,7 @@ class HubSource:
 
         look()
         ending = Event()
-        with ThreadPoolExecutor(CONCURRENT_FILES) as pool:
+        with ThreadPoolExecutor(CONCURRENT_FILES, thread_name_prefix="download") as pool:
             futures = [pool.submit(call, ending) for call in calls]
             try:
                 running = set(futures)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.output import print_table, progress
+from cli.output import check_target, note, print_table, progress
 
 if TYPE_CHECKING:
     from store.catalog import Store
@@ -31,6 +31,10 @@ SHOWN_NAMES = 4
     help="Runs in the store, names or globs, by what is known of them; all if neither --repo nor --path is given.",
 )  # fmt: skip
 @click.option("--step-regex", metavar="REGEX", help="Reads other revision names; needs a group (?P<step>…).")
+@click.option(
+    "--csv", type=click.Path(path_type=Path), metavar="FILE",
+    help="Write norms and distances of each tensor group at each step, where an ingest has seen the weights.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Everything, for a program.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if there is any fault.")
 @click.pass_obj
@@ -41,6 +45,7 @@ def audit(
     paths: tuple[Path, ...],
     runs: tuple[str, ...],
     step_regex: str | None,
+    csv: Path | None,
     as_json: bool,
     strict: bool,
 ) -> None:
@@ -54,6 +59,7 @@ def audit(
     from store.catalog import Store
     from store.errors import InvalidInput
 
+    check_target(csv, ".csv")
     listed = bool(repos or paths)
     if listed and runs:
         raise InvalidInput("--runs names runs in the store: give either it or --repo and --path")
@@ -77,8 +83,19 @@ def audit(
     else:
         for document in documents:
             _print(document)
+    if csv is not None:
+        _write_movement(opened, names, csv)
     if strict and any(document["faults"] for document in documents):
         raise click.exceptions.Exit(1)
+
+
+def _write_movement(store: "Store", runs: list[str], target: Path) -> None:
+    import pandas as pd
+
+    from replay.movement import weight_movement
+
+    pd.concat([weight_movement(store, run) for run in runs], ignore_index=True).to_csv(target, index=False)
+    note(f"written: {target}")
 
 
 def _document(store: "Store", run: str, audited: Any) -> dict[str, Any]:

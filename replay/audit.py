@@ -32,14 +32,14 @@ from replay.grids import find_grids
 from replay.listing import get_listing
 from replay.revisions import parse_step, sort_key
 from replay.sources.files import is_weight_file, tokenizer_files
+from replay.weighing import VERSION as WEIGHING_VERSION
+from replay.weighing import find_upload_faults, read_weighing
 from store.catalog import Store
 from store.commits import FindingRecord, RevisionRecord, get_revisions, put_findings
 from store.errors import UnknownRun
 from store.keys import content_key
 from store.names import suggest
 from store.schema import Replay, Run
-from store.schema import Weighing as WeighingRow
-from store.segments import has_segment
 
 if TYPE_CHECKING:
     from replay.weighing import Weighing
@@ -167,9 +167,9 @@ def audit_values(
     list of FindingRecord
         On basis ``values``, in training order.
     """
-    from replay.weighing import read_weighing
-
-    stored = {digest: read_weighing(dataset) for digest, dataset in store.weighings(_weighings(store, records)).items()}
+    digests = {record.weights for record in records if record.weights}
+    datasets = store.weighings(digests, version=WEIGHING_VERSION)
+    stored = {digest: read_weighing(dataset) for digest, dataset in datasets.items()}
     findings = []
     for record in records:
         n_bad = int(stored[record.weights].nonfinite.sum()) if record.weights in stored else 0
@@ -187,8 +187,6 @@ def audit_values(
 
 def _departures(path: Sequence["_Member"], weighings: Sequence["Weighing"]) -> Iterator[FindingRecord]:
     """Say which revisions leave the path, compared on what they have in common where some were fetched in part."""
-    from replay.weighing import find_upload_faults
-
     contents = [_content(weighing) for weighing in weighings]
     told: set[str] = set()
     for shared in sorted(dict.fromkeys(contents), key=len, reverse=True):
@@ -260,21 +258,9 @@ def _look(store: Store, run: str) -> _Subject:
         records += [record for record in gone if record.weights in held]
         gone = [record for record in gone if record.weights not in held]
     replayed = [record.name for record in gone if record.weights in held]
-    return _Subject(runs[run].id, records, listed is not None, gone, replayed, _weighings(store, [*records, *gone]))
-
-
-def _weighings(store: Store, records: Iterable[RevisionRecord]) -> dict[str, str]:
-    """Return by weights digest the segments of the statistics that can be compared."""
-    from replay.weighing import VERSION as WEIGHING_VERSION
-
-    digests = {record.weights for record in records if record.weights}
-    with store.index.read() as session:
-        rows = session.execute(
-            select(WeighingRow.weights, WeighingRow.segment).where(
-                WeighingRow.weights.in_(digests), WeighingRow.version == WEIGHING_VERSION
-            )
-        ).all()
-    return {row.weights: row.segment for row in rows if has_segment(store.root, row.segment)}
+    digests = {record.weights for record in (*records, *gone) if record.weights}
+    weighings = store.weighing_segments(digests, version=WEIGHING_VERSION)
+    return _Subject(runs[run].id, records, listed is not None, gone, replayed, weighings)
 
 
 def _audit(store: Store, run: str, subject: _Subject) -> Audit:

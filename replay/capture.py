@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from queue import SimpleQueue
@@ -14,6 +14,7 @@ from replay.anatomy import find_anatomy
 from replay.batches import Batch, pad_batch, plan_batches
 from replay.hooks import ForwardPass, swallowing_stops
 from replay.layers import LayerSpec, ResolvedLayer, find_sites
+from replay.threads import side_by_side
 from store.errors import InvalidInput, InvalidLayer, InvalidProbes
 
 if TYPE_CHECKING:
@@ -277,18 +278,14 @@ def _spread_over(
 ) -> Iterator[Iterator[tuple[list[int], _Values]]]:
     """Hold the batches with what they give, as it comes, one thread a replica.
 
-    One thread a batch beats all threads on one batch: they never wait for each other between layers, and the bits do
-    not depend on how many threads there are.
+    So the bits of a batch do not depend on how many threads there are.
     """
-    import torch
-
     if len(replicas) == 1:
         yield ((indices, replicas[0](indices)) for indices in batches)
         return
     free: SimpleQueue[Callable[[list[int]], _Values]] = SimpleQueue()
     for replica in replicas:
         free.put(replica)
-    n_threads = torch.get_num_threads()
 
     def run(indices: list[int]) -> tuple[list[int], _Values]:
         replica = free.get()
@@ -297,15 +294,9 @@ def _spread_over(
         finally:
             free.put(replica)
 
-    with ThreadPoolExecutor(
-        len(replicas), initializer=torch.set_num_threads, initargs=(n_threads // len(replicas),)
-    ) as pool:
-        try:
-            # the longest first: the last to end is then a short one
-            yield (done.result() for done in as_completed([pool.submit(run, indices) for indices in reversed(batches)]))
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(n_threads)  # MKL's count is one for the whole process
+    with side_by_side(len(replicas)) as pool:
+        # the longest first: the last to end is then a short one
+        yield (done.result() for done in as_completed([pool.submit(run, indices) for indices in reversed(batches)]))
 
 
 def _run(stack: nn.Module, batch: Batch, padding_side: str, device: str) -> None:

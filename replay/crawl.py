@@ -4,7 +4,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,16 +244,17 @@ class _Crawler:
         _check_budget(job, n_bytes, self._budget)
         told = False
         while not self._stopping.is_set():
-            if self._fits_disk(job, n_bytes) and self._fits_budget(job, n_bytes + OVERHEAD_BYTES):
+            reserved = self._store.index.claimed()
+            if self._fits_disk(job, n_bytes, reserved) and self._fits_budget(job, n_bytes + OVERHEAD_BYTES, reserved):
                 return
             if not told:
                 self._report(f"waiting for room for {job.source.run} {job.record.name}")
                 told = True
             self._stopping.wait(POLL_SECONDS)
 
-    def _fits_disk(self, job: Job, n_bytes: int) -> bool:
+    def _fits_disk(self, job: Job, n_bytes: int, reserved: Mapping[str, int]) -> bool:
         """Return whether the disk has room beside what other downloads have still to come; False if it may get some."""
-        folder, reserved = self._store.root / "checkpoints", self._store.index.claimed()
+        folder = self._store.root / "checkpoints"
         coming = {key: max(0, size - _size(folder / key)) for key, size in reserved.items() if size and key != job.key}
         free = shutil.disk_usage(self._store.root).free
         lacking = n_bytes - _size(self._scratch(job))
@@ -267,9 +268,8 @@ class _Crawler:
             )
         return False
 
-    def _fits_budget(self, job: Job, n_bytes: int) -> bool:
+    def _fits_budget(self, job: Job, n_bytes: int, reserved: Mapping[str, int]) -> bool:
         index, folder = self._store.index, self._store.root / "checkpoints"
-        reserved = index.claimed()
         strays = {path: _size(path) for path in folder.iterdir() if path.name not in reserved}
         if index.reserve(job.key, n_bytes, budget=self._budget, stray=sum(strays.values())):
             return True

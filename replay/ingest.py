@@ -15,7 +15,7 @@ from replay.listing import Advance
 from replay.plan import Job, Plan
 from replay.weighing import VERSION as WEIGHING_VERSION
 from store.catalog import Store
-from store.commits import commit_activations, commit_weighing, fail_revisions, weighed
+from store.commits import commit_activations, commit_weighing, fail_revisions
 from store.errors import CheckpointError, InvalidLayer, ReplayError, SourceUnreachable, StoreError
 
 __all__ = ["CACHE_BUDGET", "Outcome", "ingest"]
@@ -97,7 +97,8 @@ def ingest(
     cluster, advance, report = cluster or Cluster(), advance or (lambda *_: None), report or (lambda _: None)
     inbox: _Inbox = SimpleQueue()
     n_probes = len(plan.request.probes.probes)
-    known = weighed(store, {str(job.record.weights) for job in plan.jobs}, version=WEIGHING_VERSION)
+    weights = {str(job.record.weights) for job in plan.jobs}
+    known = set(store.weighing_segments(weights, version=WEIGHING_VERSION, whole=True))
     ended = 0
 
     def progressed(what: str, n_replayed: int) -> None:

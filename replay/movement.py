@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from replay.weighing import neighbours, read_weighing
+from replay.weighing import VERSION, neighbours, read_weighing
 from store.catalog import Store
 from store.commits import get_revisions
 from store.errors import Unavailable
@@ -41,7 +41,7 @@ def weight_movement(store: Store, run: str) -> "pd.DataFrame":
     records = [record for record in get_revisions(store, run) if record.step is not None and record.weights]
     stored = {
         digest: read_weighing(dataset)
-        for digest, dataset in store.weighings({str(record.weights) for record in records}).items()
+        for digest, dataset in store.weighings({str(record.weights) for record in records}, version=VERSION).items()
     }
     frames = []
     for stage in sorted({record.stage or 1 for record in records}):

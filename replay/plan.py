@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -211,10 +212,10 @@ def make_plan(
     probes = request.probes
     rows = [(probe.text, probe.label, probe.id) for probe in probes.probes]
     plan = Plan(request=request, runs=[], jobs=[])
-    reached = _Reached(plan, alone=len(sources) == 1)
+    reaching = partial(_reaching, lost=plan.lost, alone=len(sources) == 1)
     listings = []
     for source in sources:
-        with reached(source):
+        with reaching(source):
             listings.append(_list(store, source, request, advance))
     if not listings:
         raise SourceUnreachable("; ".join(plan.lost.values()))
@@ -222,7 +223,7 @@ def make_plan(
     capture = put_capture(store, probe_set=probes.digest, max_length=request.max_length, dtype=request.dtype)
     jobs: dict[str, Job] = {}
     for source, listed, every in listings:
-        with reached(source), _Preparation(store, source, request, capture) as preparation:
+        with reaching(source), _Preparation(store, source, request, capture) as preparation:
             records = [preparation.complete(record, listed) for record in listed]
             run_id = put_run(store, source.run, source=source.kind, location=source.location, records=records)
             run = RunPlan(run=source.run, run_id=run_id, selected=records, failed=[r for r in records if r.error])
@@ -242,20 +243,15 @@ def make_plan(
     return plan
 
 
-class _Reached:
-    """Notes a source that cannot be reached, unless it is the only one; the others go on."""
-
-    def __init__(self, plan: Plan, *, alone: bool) -> None:
-        self._plan, self._alone = plan, alone
-
-    @contextmanager
-    def __call__(self, source: Source) -> Iterator[None]:
-        try:
-            yield
-        except (AccessError, UnknownSource) as error:
-            if self._alone:
-                raise
-            self._plan.lost[source.run] = str(error)
+@contextmanager
+def _reaching(source: Source, lost: dict[str, str], *, alone: bool) -> Iterator[None]:
+    """Note in ``lost`` that a source cannot be reached, unless it stands alone; the others go on."""
+    try:
+        yield
+    except (AccessError, UnknownSource) as error:
+        if alone:
+            raise
+        lost[source.run] = str(error)
 
 
 def _plan_run(store: Store, plan: Plan, run: RunPlan, preparation: "_Preparation", jobs: dict[str, Job]) -> None:

@@ -1,5 +1,7 @@
 """Sizes and durations as people write them."""
 
+from collections.abc import Callable
+
 from store.errors import InvalidInput
 
 __all__ = ["human_bytes", "parse_bytes", "parse_seconds"]
@@ -24,13 +26,7 @@ def parse_bytes(text: str) -> int:
     """
     from dask.utils import parse_bytes as parse
 
-    try:
-        n_bytes = int(parse(text)) if text.strip() else 0
-    except (ValueError, OverflowError):
-        n_bytes = 0
-    if n_bytes <= 0:
-        raise InvalidInput(f"{text!r} is no size: expected one such as 20GB or 500MB")
-    return n_bytes
+    return int(_positive(text, parse, "size: expected one such as 20GB or 500MB"))
 
 
 def parse_seconds(text: str) -> float:
@@ -43,10 +39,14 @@ def parse_seconds(text: str) -> float:
     """
     from dask.utils import parse_timedelta
 
+    return _positive(text, parse_timedelta, "duration: expected one such as 90s, 10m, 2h or 1d")
+
+
+def _positive(text: str, parse: Callable[[str], float], what: str) -> float:
     try:
-        seconds = float(parse_timedelta(text)) if text.strip() else 0.0
+        value = float(parse(text)) if text.strip() else 0.0
     except (ValueError, KeyError, OverflowError):
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise InvalidInput(f"{text!r} is no duration: expected one such as 90s, 10m, 2h or 1d")
-    return seconds
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise InvalidInput(f"{text!r} is no {what}")
+    return value

@@ -3,8 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from replay.threads import side_by_side
 from store.errors import InvalidInput
 from store.segments import Array
 
@@ -132,6 +132,8 @@ def weigh(tensors: Mapping[str, "torch.Tensor"]) -> Weighing:
     InvalidInput
         If there is no floating-point weight among them.
     """
+    import torch
+
     members: dict[str, list[str]] = {}
     for name in sorted(tensors, key=_natural):
         tensor = tensors[name]
@@ -140,9 +142,10 @@ def weigh(tensors: Mapping[str, "torch.Tensor"]) -> Weighing:
             members.setdefault(block[0] if block else name.rpartition(".")[0] or name, []).append(name)
     if not members:
         raise InvalidInput(f"no floating-point weights among {len(tensors)} tensors; expected those of a checkpoint")
-    weighed = _on_threads(
-        _weigh_group, [(group, {name: tensors[name] for name in names}) for group, names in members.items()]
-    )
+    with side_by_side(torch.get_num_threads()) as pool:
+        weighed = list(
+            pool.map(_weigh_group, members, [{name: tensors[name] for name in names} for names in members.values()])
+        )
     width = max(len(sample) for *_, sample in weighed)
     entries, norm, row_norm, nonfinite, spacing, samples = zip(*weighed, strict=True)
     return Weighing(
@@ -414,18 +417,6 @@ def _row_squares(rows: "torch.Tensor") -> tuple[Floats, int]:
             if not np.isfinite(sums).all():
                 n_bad += int(np.count_nonzero(~np.isfinite(block)))
     return squares, n_bad
-
-
-def _on_threads(call: Callable[..., Weighed], tasks: Sequence[tuple[Any, ...]]) -> list[Weighed]:
-    """Return what ``call`` gives for each task, one on each of torch's threads at a time."""
-    import torch
-
-    n_threads = torch.get_num_threads()
-    with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            return [done.result() for done in [pool.submit(call, *task) for task in tasks]]
-        finally:
-            torch.set_num_threads(n_threads)  # MKL's count is one for the whole process
 
 
 def _spacing(values: Floats) -> float:

@@ -28,7 +28,7 @@ from store.schema import (
     Segment,
     Weighing,
 )
-from store.segments import segment_path
+from store.segments import has_segment, segment_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,17 +136,26 @@ class Store:
             ).all()
         return {str(row.revision): row.text for row in rows}
 
-    def weighings(self, weights: Iterable[str]) -> "dict[str, xr.Dataset]":
-        """Return the statistics of the weights of checkpoints by their weights digest, where they are stored."""
+    def weighings(self, weights: Iterable[str], *, version: int | None = None) -> "dict[str, xr.Dataset]":
+        """Return the statistics of the weights of checkpoints by their weights digest, where they are stored.
+
+        Those of another ``version``, if one is given, are left out: they cannot be compared.
+        """
+        segments = self.weighing_segments(weights, version=version)
+        return {digest: open_segment(self.root, segment) for digest, segment in segments.items()}
+
+    def weighing_segments(
+        self, weights: Iterable[str], *, version: int | None = None, whole: bool = False
+    ) -> dict[str, str]:
+        """Return where the statistics of `weighings` lie; with ``whole`` only those of all tensors of a checkpoint."""
+        chosen = select(Weighing.weights, Weighing.segment).where(
+            Weighing.weights.in_(list(weights)), Weighing.whole >= int(whole)
+        )
+        if version is not None:
+            chosen = chosen.where(Weighing.version == version)
         with self.index.read() as session:
-            rows = session.execute(
-                select(Weighing.weights, Weighing.segment).where(Weighing.weights.in_(list(weights)))
-            ).all()
-        return {
-            row.weights: open_segment(self.root, row.segment)
-            for row in rows
-            if segment_path(self.root, row.segment).is_dir()
-        }
+            rows = session.execute(chosen).all()
+        return {row.weights: row.segment for row in rows if has_segment(self.root, row.segment)}
 
     def layers(self, run: str) -> "pd.DataFrame":
         """Return one row a stored layer of ``run``: layer, module, level, width, revisions, probes, dtype.

@@ -56,7 +56,6 @@ __all__ = [
     "stage_weighing",
     "use_capture",
     "use_result",
-    "weighed",
 ]
 
 
@@ -405,15 +404,6 @@ def commit_weighing(store: Store, staged: Staged, *, weights: str, version: int,
     """Publish the statistics of one checkpoint's weights, ``whole`` or of some of its tensors."""
     row = {"weights": weights, "segment": staged.id, "version": version, "whole": int(whole)}
     _commit(store, staged, lambda session: _point(session, Weighing, [row]))
-
-
-def weighed(store: Store, weights: Iterable[str], *, version: int) -> set[str]:
-    """Return the weights digests of which the statistics are stored, as a whole and by this version."""
-    known = select(Weighing.weights, Weighing.segment).where(
-        Weighing.weights.in_(list(weights)), Weighing.version == version, Weighing.whole == 1
-    )
-    with store.index.read() as session:
-        return {row.weights for row in session.execute(known) if has_segment(store.root, row.segment)}
 
 
 def stage_result(root: Path, key: str, *, arrays: Mapping[str, Array], attrs: Mapping[str, Any]) -> Staged:

@@ -20,7 +20,7 @@ from store.errors import DamagedWeights, InvalidInput, NotFound, SourceUnreachab
 from store.keys import git_blob_id
 from store.segments import refusal
 
-__all__ = ["HubSource", "get_listing", "step_record"]
+__all__ = ["HubSource", "get_pages", "step_record"]
 
 CONCURRENT_FILES = 4
 """Files of one checkpoint that are downloaded at a time."""
@@ -93,7 +93,7 @@ class HubSource:
         if constants.HF_HUB_OFFLINE:
             commits = self._cached_refs()
         else:
-            refs = next(get_listing(f"models/{self.repo}/refs", repo=self.repo, subject=self.repo, report=self.report))
+            refs = next(get_pages(f"models/{self.repo}/refs", repo=self.repo, subject=self.repo, report=self.report))
             commits = {ref["name"]: ref["targetCommit"] for ref in (*refs.get("tags", ()), *refs.get("branches", ()))}
         records = [step_record(name, commit, step_regex=self._step_regex) for name, commit in commits.items()]
         return sorted(records, key=lambda record: sort_key(record.name, step=record.step, pattern=self._step_regex))
@@ -113,7 +113,7 @@ class HubSource:
             if known is not None and known.commit == record.commit and known.weights:
                 return known
             return _describe(record, self._cached_files(record))
-        pages = get_listing(
+        pages = get_pages(
             f"models/{self.repo}/tree/{record.commit}",
             repo=self.repo,
             subject=f"{self.repo} {record.name}",
@@ -345,7 +345,7 @@ def step_record(name: str, commit: str, *, step_regex: re.Pattern[str] | None) -
     return replace(record, step=parsed.step, tokens=parsed.tokens, epoch=parsed.epoch, stage=parsed.stage)
 
 
-def get_listing(
+def get_pages(
     path: str, *, repo: str, subject: str, report: Report | None, query: Mapping[str, str] | None = None
 ) -> Iterator[Any]:
     """Yield the pages of a listing of the hub, each asked for when it is needed and again while it fails.

@@ -11,7 +11,7 @@ from typing import Any
 
 from replay.revisions import sort_key
 from replay.sources.files import Wanted
-from replay.sources.hub import HubSource, get_listing, step_record
+from replay.sources.hub import HubSource, get_pages, step_record
 from replay.sources.retries import Report
 from store.commits import RevisionRecord
 from store.errors import GatedSource, InvalidInput, SourceUnreachable, UnknownRevision, UnknownSource
@@ -167,7 +167,7 @@ class SeriesSource:
         query = {"author": self._owner, "limit": str(PAGE), "expand": "sha"}
         if head := _fixed_head(self.location).partition("/")[2].rstrip("-_."):
             query["search"] = head
-        pages = get_listing("models", repo=self.location, subject=self.location, report=self.report, query=query)
+        pages = get_pages("models", repo=self.location, subject=self.location, report=self.report, query=query)
         ids = {entry["id"]: entry.get("sha") for page in pages for entry in page}
         found = {id_.partition("/")[2]: sha for id_, sha in ids.items() if sha and fnmatchcase(id_, self.location)}
         if not found:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scipy.spatial.distance import pdist, squareform
 from sklearn.metrics import euclidean_distances
 
-from replay.gauge import DiffusionGauge
+from replay.geometry.gauge import DiffusionGauge
 
 FEATURES, KNN, REPEATS = 768, 15, 7
 

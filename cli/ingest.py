@@ -199,7 +199,7 @@ def _read(
 
 
 def _bring_up_to_date(store: "Store", analysis: str, cluster: "Cluster") -> None:
-    from replay.analysis import analyze_spread
+    from replay.analyses.spread import analyze_spread
     from store.errors import ReplayError
 
     try:

@@ -4,9 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from replay.analysis import analyze_spread
+    from replay.analyses.spread import analyze_spread
     from replay.capture import ActivationExtractor
-    from replay.gauge import DiffusionGauge
+    from replay.geometry.gauge import DiffusionGauge
     from replay.layers import LayerSpec, resolve_layer
     from replay.opening import open_store
     from store.errors import ReplayError
@@ -23,10 +23,10 @@ __all__ = [
 
 _HOMES = {
     "ActivationExtractor": "replay.capture",
-    "DiffusionGauge": "replay.gauge",
+    "DiffusionGauge": "replay.geometry.gauge",
     "LayerSpec": "replay.layers",
     "ReplayError": "store.errors",
-    "analyze_spread": "replay.analysis",
+    "analyze_spread": "replay.analyses.spread",
     "open_store": "replay.opening",
     "resolve_layer": "replay.layers",
 }

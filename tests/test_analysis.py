@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from runs import write_run
 
 import cli
-from replay.analysis import analyze_spread
-from replay.gauge import DiffusionGauge
+from replay.analyses.spread import analyze_spread
+from replay.geometry.gauge import DiffusionGauge
 from replay.jobs import Cluster
 from replay.opening import open_store
 from store.catalog import Store
@@ -142,7 +142,7 @@ def test_relabelling_all_probes_jointly_changes_nothing(
 def test_a_repeated_analysis_computes_nothing_and_another_layer_reuses_operators(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from replay import gauge
+    from replay.geometry import gauge
 
     calls = 0
     original = gauge.DiffusionGauge.__call__
@@ -182,8 +182,8 @@ def test_results_of_one_store_are_kept_apart_by_runs_and_parameters(copied: Path
 def test_a_new_checkpoint_costs_its_own_operators_only(
     root: Path, family: Path, tmp_path: Path, probe_file: Path
 ) -> None:
-    from replay.analysis import _history
-    from replay.operators import missing_operators
+    from replay.analyses.operators import missing_operators
+    from replay.analyses.spread import _history
 
     for name in ("seed1", "seed2"):
         shutil.copytree(family / name, tmp_path / name)
@@ -272,8 +272,8 @@ def test_tasks_carry_keys_and_never_arrays(copied: Path, monkeypatch: pytest.Mon
         sizes.extend(len(pickle.dumps(task)) for task in tasks.values())
         original(tasks, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("replay.analysis.execute", measuring)
-    monkeypatch.setattr("replay.operators.execute", measuring)
+    monkeypatch.setattr("replay.analyses.spread.execute", measuring)
+    monkeypatch.setattr("replay.analyses.operators.execute", measuring)
     analyze_spread(open_store(copied, write=True))
     assert len(sizes) == 15 + 15  # a task a checkpoint, a task a step and layer
     assert max(sizes) < 4000  # one operator of 40 probes has 6,400 bytes

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from replay.distances import frobenius_distance, normalized_frobenius_distance
-from replay.gauge import DiffusionGauge
+from replay.geometry.distances import frobenius_distance, normalized_frobenius_distance
+from replay.geometry.gauge import DiffusionGauge
 from store.errors import InvalidInput
 
 

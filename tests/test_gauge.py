@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from scipy.spatial.distance import pdist, squareform
 
-from replay.gauge import DiffusionGauge, Operator
+from replay.geometry.gauge import DiffusionGauge, Operator
 from store.errors import InvalidInput, Unavailable
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -294,5 +294,6 @@ def test_memory_stays_below_six_bytes_a_pair() -> None:
 
 
 def test_importing_the_analyses_does_not_import_torch() -> None:
-    code = "import sys, replay.gauge, replay.spread, replay.plots; sys.exit('torch' in sys.modules)"
+    modules = "replay.geometry.gauge, replay.geometry.spread, replay.plots.spread"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

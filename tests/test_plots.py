@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from replay.plots import plot_spread
+from replay.plots.spread import plot_spread
 from store.errors import InvalidInput
 
 UNEVEN = [0, *(2**i for i in range(10)), *range(1000, 144000, 13000)]

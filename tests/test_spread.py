@@ -7,10 +7,10 @@ import numpy.typing as npt
 import pytest
 from scipy.stats import t as student
 
-from replay.distances import frobenius_distance, normalized_frobenius_distance
-from replay.gauge import DiffusionGauge
-from replay.spread import convergence_rate, join_on_step, spread_at_step, spread_from_activations
-from replay.statistics import probe_groups
+from replay.geometry.distances import frobenius_distance, normalized_frobenius_distance
+from replay.geometry.gauge import DiffusionGauge
+from replay.geometry.spread import convergence_rate, join_on_step, spread_at_step, spread_from_activations
+from replay.geometry.statistics import probe_groups
 from store.errors import InvalidInput, Unavailable
 
 GAUGE = DiffusionGauge()

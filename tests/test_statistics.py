@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from replay.distances import frobenius_distance, normalized_frobenius_distance
-from replay.gauge import DiffusionGauge
-from replay.statistics import jackknife_interval, leave_group_out, moments, permutation_ceiling, probe_groups
+from replay.geometry.distances import frobenius_distance, normalized_frobenius_distance
+from replay.geometry.gauge import DiffusionGauge
+from replay.geometry.statistics import jackknife_interval, leave_group_out, moments, permutation_ceiling, probe_groups
 from store.errors import InvalidInput
 
 

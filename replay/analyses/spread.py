@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from replay import spread as spread_module
-from replay.gauge import DiffusionGauge
+from replay.analyses.operators import Slice, compute_operators, gauge_key, missing_operators
+from replay.geometry import spread as spread_module
+from replay.geometry.gauge import DiffusionGauge
+from replay.geometry.spread import N_GROUPS, Rate, StepSpread, convergence_rate, join_on_step, spread_from_activations
 from replay.jobs import Cluster, execute
-from replay.operators import Slice, compute_operators, gauge_key, missing_operators
 from replay.revisions import parse_step, sort_key
-from replay.spread import N_GROUPS, Rate, StepSpread, convergence_rate, join_on_step, spread_from_activations
 from store.catalog import CaptureInfo, Store
 from store.commits import commit_result, stage_result, use_result
 from store.errors import InvalidInput, Unavailable, UnknownLayer, UnknownRun

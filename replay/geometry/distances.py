@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from replay.gauge import Operator
-from replay.pairwise import row_blocks
+from replay.geometry.gauge import Operator
+from replay.geometry.pairwise import row_blocks
 from store.errors import InvalidInput
 
 __all__ = ["frobenius_distance", "normalized_frobenius_distance"]

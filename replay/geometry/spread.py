@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replay.gauge import DiffusionGauge, Operator
-from replay.pairwise import row_blocks
-from replay.statistics import (
+from replay.geometry.gauge import DiffusionGauge, Operator
+from replay.geometry.pairwise import row_blocks
+from replay.geometry.statistics import (
     jackknife_interval,
     leave_group_out,
     moments,

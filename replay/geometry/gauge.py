@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from replay.pairwise import SquaredDistances, row_blocks, squared_distances
+from replay.geometry.pairwise import SquaredDistances, row_blocks, squared_distances
 from store.errors import InvalidInput, Unavailable
 
 __all__ = ["VERSION", "DiffusionGauge", "Kind", "Operator", "Quality"]
@@ -58,6 +58,9 @@ class Operator:
     """(n,): row sums D of the kernel after density correction; P is reversible with respect to them."""
     quality: Quality
     """Duplicates, isolated probes and disconnected parts."""
+    reversible: bool = True
+    """Whether D_i P_ij = D_j P_ji, as a gauge makes it; what a merge makes need not be, and its ``degrees`` are then
+    the stationary distribution times n."""
 
     def __len__(self) -> int:
         """Count the probes."""

@@ -1,4 +1,4 @@
-"""``replay analyze``: questions to the store."""
+"""``replay analyze spread``."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from cli.output import check_target, note, print_table, progress
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["analyze"]
+__all__ = ["spread"]
 
 SHOWN_FLAGGED = 3
 """Flagged revisions of a run whose reason is told; the others are named."""
@@ -21,12 +21,7 @@ SHOWN_STEPS = 6
 """Steps in the printed table; ``--csv`` and ``--json`` have all."""
 
 
-@click.group()
-def analyze() -> None:
-    """Compute metrics over training, each with its uncertainty."""
-
-
-@analyze.command()
+@click.command()
 @click.option("--runs", multiple=True, metavar="GLOB", default=("*",), help="Runs, names or globs; all by default.")
 @click.option("--layers", multiple=True, metavar="SPEC", help="Stored layers, names or globs; all by default.")
 @click.option("--probes", metavar="NAME", help="Probe set, where the runs share several.")
@@ -55,11 +50,11 @@ def spread(
     plot: Path | None,
 ) -> None:
     """How far apart several runs' representations are, step by step, layer by layer."""
-    from replay.analysis import analyze_spread
-    from replay.gauge import DiffusionGauge
+    from replay.analyses.spread import analyze_spread
+    from replay.geometry.gauge import DiffusionGauge
     from replay.jobs import Cluster
     from replay.opening import open_store
-    from replay.plots import SUFFIXES, plot_spread
+    from replay.plots.spread import SUFFIXES, plot_spread
     from store.catalog import Store
 
     check_target(csv, ".csv")

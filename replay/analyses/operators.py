@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from replay import gauge as gauge_module
-from replay.gauge import DiffusionGauge
+from replay.geometry import gauge as gauge_module
+from replay.geometry.gauge import DiffusionGauge
 from replay.jobs import Cluster, execute
 from store.catalog import Store
 from store.commits import commit_operators, stage_operators

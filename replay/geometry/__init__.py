@@ -1,0 +1,1 @@
+"""Operators, distances and trajectories as pure functions of arrays; nothing here knows of a store."""

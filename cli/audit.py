@@ -50,7 +50,7 @@ def audit(
     strict: bool,
 ) -> None:
     """Find wrong uploads, copies and missing steps in a history before anything is downloaded."""
-    from replay.analyses.spread import choose_runs
+    from replay.analyses.selection import choose_runs
     from replay.audit import audit_run
     from replay.listing import list_run
     from replay.opening import open_store

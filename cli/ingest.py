@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.options import Command, add_options, where_to_run
 from cli.output import interruptible, note, print_table, progress
 from replay.units import human_bytes
 
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from store.catalog import Store
 
 __all__ = ["ingest", "watch"]
-
-Command = Callable[..., None]
 
 
 def _what_to_ingest(*, revisions: str) -> Callable[[Command], Command]:
@@ -67,16 +67,18 @@ def _what_to_ingest(*, revisions: str) -> Callable[[Command], Command]:
             "--partial", is_flag=True,
             help="Fetch only the tensors that the layers need, from safetensors; whole files are then not verified.",
         ),
-        click.option("--workers", default=0, show_default=True, help="Worker processes; 0 replays in this one."),
-        click.option(
-            "--scheduler", metavar="URL", help="A Dask scheduler, tcp://host:8786; its workers must see the store."
-        ),
     )  # fmt: skip
 
     def decorated(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
+        @wraps(command)
+        def receiving(store: Path, /, *, cache_budget: str, workers: int, scheduler: str | None, **given: Any) -> Any:
+            from replay.jobs import Cluster
+            from replay.units import parse_bytes
+
+            how = {"cluster": Cluster(workers, scheduler), "cache_budget": parse_bytes(cache_budget)}
+            return command(store, how=how, **given)
+
+        return add_options(options, where_to_run(click.pass_obj(receiving)))
 
     return decorated
 
@@ -84,27 +86,21 @@ def _what_to_ingest(*, revisions: str) -> Callable[[Command], Command]:
 @click.command()
 @_what_to_ingest(revisions="log:20")
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
-@click.pass_obj
 def ingest(
     store: Path,
     /,
     *,
     repos: tuple[str, ...],
     paths: tuple[Path, ...],
-    cache_budget: str,
-    workers: int,
-    scheduler: str | None,
+    how: dict[str, Any],
     dry_run: bool,
     **what: Any,
 ) -> None:
     """Replay checkpoints and keep their activations; what is there already is not done again."""
     from replay.ingest import ingest as run_ingest
-    from replay.jobs import Cluster
     from replay.opening import open_store
     from replay.plan import make_plan, scratch_store
-    from replay.units import parse_bytes
 
-    cluster, budget = Cluster(workers=workers, scheduler=scheduler), parse_bytes(cache_budget)
     with scratch_store(store) if dry_run else nullcontext(open_store(store, write=True)) as opened:
         request, sources = _read(opened, repos, paths, **what)
         with interruptible() as check, progress(check) as advance:
@@ -117,9 +113,7 @@ def ingest(
             with (
                 interruptible() as check,
                 progress(check) as advance,
-                closing(
-                    run_ingest(opened, plan, cluster=cluster, cache_budget=budget, advance=advance, report=note)
-                ) as each,
+                closing(run_ingest(opened, plan, advance=advance, report=note, **how)) as each,
             ):
                 for outcome in each:
                     outcomes.append(outcome)  # noqa: PERF402 (extend would lose the count when interrupted)
@@ -138,39 +132,33 @@ def ingest(
     "--analyze", "analyses", multiple=True, type=click.Choice(["spread"]),
     help="Analysis to bring up to date after new checkpoints; repeatable.",
 )  # fmt: skip
-@click.pass_obj
 def watch(
     store: Path,
     /,
     *,
     repos: tuple[str, ...],
     paths: tuple[Path, ...],
-    cache_budget: str,
-    workers: int,
-    scheduler: str | None,
+    how: dict[str, Any],
     every: str,
     analyses: tuple[str, ...],
     **what: Any,
 ) -> None:
     """Keep a store current: ingest new checkpoints as they appear, until interrupted."""
-    from replay.jobs import Cluster
     from replay.opening import open_store
-    from replay.units import parse_bytes, parse_seconds
+    from replay.units import parse_seconds
     from replay.watch import watch as watch_sources
 
-    cluster, budget = Cluster(workers=workers, scheduler=scheduler), parse_bytes(cache_budget)
     pause, first = parse_seconds(every), True
     opened = open_store(store, write=True)
     request, sources = _read(opened, repos, paths, **what)
-    how: dict[str, Any] = {"pause": pause, "cluster": cluster, "cache_budget": budget, "report": note}
     try:
         with interruptible() as check, progress(check) as advance:
-            for done in watch_sources(opened, sources, request, advance=advance, **how):
+            for done in watch_sources(opened, sources, request, pause=pause, advance=advance, report=note, **how):
                 for plan, outcomes in zip(done.plans, done.outcomes, strict=True):
                     if first or plan.jobs:
                         _print_summary(plan, outcomes, store)
                 for name in analyses if first or done.n_replayed else ():
-                    _bring_up_to_date(opened, name, cluster)
+                    _bring_up_to_date(opened, name, how["cluster"])
                 first = False
     except KeyboardInterrupt:
         note("stopped; everything that was committed is kept")

@@ -16,6 +16,9 @@ from store.errors import InvalidInput, SourceUnreachable
 
 __all__ = ["Cluster", "connect", "execute"]
 
+LEAST_MEMORY = 500_000_000
+"""Bytes that a process takes before it holds an array."""
+
 CONNECT_SECONDS = 10.0
 """How long to wait for a scheduler's answer."""
 
@@ -28,6 +31,8 @@ class Cluster:
     """Worker processes to start on this machine; 0 runs in threads of this process."""
     scheduler: str | None = None
     """Address of a Dask scheduler that exists, such as ``tcp://host:8786``; its workers must see the store."""
+    memory: int = 2_000_000_000
+    """Bytes that this process and its tasks should stay within; on a scheduler's workers, each of their tasks."""
 
     def __post_init__(self) -> None:
         if self.workers < 0:
@@ -36,6 +41,14 @@ class Cluster:
             raise InvalidInput(f"{self.scheduler!r} is no scheduler's address: expected one such as tcp://host:8786")
         if self.workers and self.scheduler:
             raise InvalidInput("give either workers or a scheduler: a scheduler has workers of its own")
+        if self.memory < LEAST_MEMORY:
+            raise InvalidInput(f"memory is {self.memory} bytes: expected at least {LEAST_MEMORY // 10**6} MB")
+
+    @property
+    def task_memory(self) -> int:
+        """Bytes of arrays that one task may hold, beside what Python and its libraries take."""
+        at_a_time = 1 if self.scheduler else self.workers or os.cpu_count() or 1
+        return (self.memory - LEAST_MEMORY) // at_a_time
 
     @property
     def elsewhere(self) -> bool:

@@ -1,5 +1,6 @@
 """`Store`: index, segments and views as one; what a reader opens."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from sqlalchemy import Row, func, select
 from sqlalchemy.orm import defer
 
 from store import tables
-from store.errors import InvalidInput, NotAStore, StoreDamaged, UnknownRun
+from store.errors import InvalidInput, NotAStore, StoreDamaged, UnknownRevision, UnknownRun
 from store.index import Index
 from store.keys import n_blocks_key
 from store.names import layer_order, match_layers, suggest
@@ -33,6 +34,7 @@ from store.segments import has_segment, segment_path
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
+    from scipy.sparse import csr_array
 
     from store.views import SegmentView, VirtualArray
 
@@ -283,7 +285,7 @@ class Store:
         probes: str | None = None,
         dtype: str | None = None,
     ) -> "xr.Dataset":
-        """Return the cached diffusion operators of ``run``, lazily.
+        """Return the diffusion operators of ``run`` that `replay gauge` has kept, lazily.
 
         Parameters
         ----------
@@ -307,21 +309,66 @@ class Store:
             If the store does not hold what was asked for.
         """
         capture = self.capture(run, probes=probes, dtype=dtype)
-        rows = self.slices(run, capture, Operator)
+        rows, gauge = self._operators(run, capture, layer, gauge, sparse=False)
+        names = sorted({row.layer for row in rows}, key=layer_order)
+        revisions = self._replayed(rows)
+        array = _virtual(rows, ("revision", "layer", "probe", "probe_to"), revisions, names, "operator")
+        dataset = self._dataset({"operator": array}, run, capture, revisions)
+        return dataset.assign_coords(layer=np.array(names, dtype=object)).assign_attrs(gauge=gauge)
+
+    def sparse_operator(
+        self,
+        run: str,
+        revision: str,
+        *,
+        layer: str,
+        gauge: str | None = None,
+        probes: str | None = None,
+        dtype: str | None = None,
+    ) -> "csr_array[np.float32]":
+        """Return one kept operator of a nearest-neighbour gauge, (probe, probe).
+
+        Parameters
+        ----------
+        run, revision, layer
+            Which one; a layer as for `activations`, that names one.
+        gauge, probes, dtype
+            As for `operators`.
+
+        Raises
+        ------
+        UnknownRun, UnknownRevision, UnknownLayer
+            If the store does not hold what was asked for.
+        """
+        from scipy.sparse import csr_array
+
+        capture = self.capture(run, probes=probes, dtype=dtype)
+        rows, gauge = self._operators(run, capture, layer, gauge, sparse=True)
+        there = {row.Revision.name: row for row in rows}
+        if revision not in there:
+            raise UnknownRevision(f"run {run!r} has no such operator of {revision!r}; {suggest(revision, list(there))}")
+        row = there[revision]
+        segment = open_segment(self.root, row.segment)
+        parts = (segment[f"{name}_{row.position}"].to_numpy() for name in ("data", "indices", "indptr"))
+        return csr_array(tuple(parts), shape=(segment.sizes["probe"],) * 2)
+
+    def _operators(
+        self, run: str, capture: CaptureInfo, layer: str | Sequence[str] | None, gauge: str | None, *, sparse: bool
+    ) -> tuple[list[Row[Any]], str]:
+        """Return the rows of one gauge's operators, and which gauge that is."""
+        rows = [
+            row for row in self.slices(run, capture, Operator) if (json.loads(row.gauge)["gauge"] == "knn") == sparse
+        ]
         if not rows:
-            raise UnknownRun(f"run {run!r} has no operators yet: `replay analyze spread` computes them")
+            how = "replay gauge --kernel decay" if sparse else "replay gauge"
+            raise UnknownRun(f"run {run!r} has no {'sparse ' if sparse else ''}operators yet: `{how}` keeps them")
         kept = match_layers(layer, {row.layer for row in rows}, n_blocks=self.n_blocks(run))
         rows = [row for row in rows if row.layer in kept]
         gauges = list(dict.fromkeys(row.gauge for row in rows))
         gauge = gauge or gauges[-1]
         if gauge not in gauges:
             raise UnknownRun(f"run {run!r} has no operators of gauge {gauge}; it has {'; '.join(gauges)}")
-        rows = [row for row in rows if row.gauge == gauge]
-        names = sorted({row.layer for row in rows}, key=layer_order)
-        revisions = self._replayed(rows)
-        array = _virtual(rows, ("revision", "layer", "probe", "probe_to"), revisions, names, "operator")
-        dataset = self._dataset({"operator": array}, run, capture, revisions)
-        return dataset.assign_coords(layer=np.array(names, dtype=object)).assign_attrs(gauge=gauge)
+        return [row for row in rows if row.gauge == gauge], gauge
 
     def result(self, name: str, *, key: str | None = None, runs: Iterable[str] | None = None) -> "xr.Dataset":
         """Return a stored analysis result: the latest named ``name``, of exactly these ``runs`` if given.
@@ -345,6 +392,11 @@ class Store:
             f"the store has no result {name!r}{f' of runs {wanted}' if wanted else ''}: "
             + (f"it has {', '.join(there)}" if there else f"`replay analyze {name}` computes one")
         )
+
+    def n_probes(self, probe_set: str) -> int:
+        """Return how many probes the set of this digest has."""
+        with self.index.read() as session:
+            return session.scalar(select(func.count()).where(Probe.probe_set == probe_set)) or 0
 
     def probes(self, name: str) -> "pd.DataFrame":
         """Return the probes of one set in order: text, label, probe_id.

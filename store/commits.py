@@ -20,6 +20,7 @@ from store.schema import (
     Capture,
     Finding,
     Operator,
+    Point,
     Probe,
     ProbeSet,
     Replay,
@@ -368,19 +369,37 @@ def commit_activations(
         _point(session, Activation, slices)
         # What was computed from activations that were lost or not verified is computed anew.
         names = [layer.layer for layer in layers]
-        session.execute(delete(Operator).where(Operator.replay == replay, Operator.layer.in_(names)))
+        for table in (Operator, Point):
+            session.execute(delete(table).where(table.replay == replay, table.layer.in_(names)))
 
     return _commit(store, staged, rows, claim=claim)
 
 
 def stage_operators(
-    root: Path, *, replay: str, gauge: str, operators: Mapping[str, NDArray[np.float32]], attrs: Mapping[str, Any]
+    root: Path,
+    *,
+    replay: str,
+    gauge: str,
+    operators: Mapping[str, Any],
+    degrees: Sequence[NDArray[np.float64]],
+    attrs: Mapping[str, Any],
 ) -> Staged:
-    """Write the (probe, probe) operators of one checkpoint aside, one a layer."""
-    key = content_key("operators", replay=replay, gauge=gauge, layers=list(operators))
-    array = Array(list(operators.values()), ("revision", "layer", "probe", "probe_to"), stacked=True)
+    """Write the operators of one checkpoint aside, one a layer, with their degrees.
+
+    A dense one is a (probe, probe) array, or whatever has its shape and dtype and gives its rows; sparse ones, in rows
+    as scipy has them, are kept as the three arrays they consist of.
+    """
+    arrays = {"degrees": Array(np.stack(degrees), ("layer", "probe"))}
+    if all(hasattr(P, "indptr") for P in operators.values()):
+        for number, P in enumerate(operators.values()):
+            arrays[f"indptr_{number}"] = Array(P.indptr.astype(np.int64), (f"row_{number}",))
+            arrays[f"indices_{number}"] = Array(P.indices.astype(np.int32), (f"link_{number}",))
+            arrays[f"data_{number}"] = Array(P.data.astype(np.float32), (f"link_{number}",))
+    else:
+        arrays["operator"] = Array(list(operators.values()), ("revision", "layer", "probe", "probe_to"), stacked=True)
+    key = content_key("operators", replay=replay, gauge=gauge, layers=list(operators), degrees=True)
     about = {"replay": replay, "gauge": gauge, "layers": list(operators), **attrs}
-    return stage(root, key, kind="operators", arrays={"operator": array}, attrs=about)
+    return stage(root, key, kind="operators", arrays=arrays, attrs=about)
 
 
 def commit_operators(store: Store, staged: Staged, *, replay: str, gauge: str, layers: Sequence[str]) -> None:

@@ -4,12 +4,14 @@ A **run** has **revisions**; a revision names the digest of its weights and of i
 set at one precision. Which token ids a tokenizer makes of a capture is a **tokenization**. A **replay** is one
 checkpoint on one list of token ids at one precision; its **activations** and **operators** name, per layer, the segment
 that holds them. Two revisions with equal weights lead to the same replay, so nothing is computed twice. What an audit
-says of a run or of one of its revisions is a **finding**; what it knows of the weights' values is a **weighing**.
+says of a run or of one of its revisions is a **finding**; what it knows of the weights' values is a **weighing**. One
+layer of one replay is a **point**; what a **recipe** makes of a point, or of a pair of points, is a **measurement**, so
+that a new checkpoint costs its own row of a distance matrix and nothing again.
 """
 
 from typing import Any
 
-from sqlalchemy import JSON, Float, ForeignKey, Index, Integer, String, UniqueConstraint
+from sqlalchemy import JSON, Float, ForeignKey, Index, Integer, LargeBinary, String, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 __all__ = [
@@ -21,9 +23,12 @@ __all__ = [
     "Claim",
     "Fact",
     "Finding",
+    "Measurement",
     "Operator",
+    "Point",
     "Probe",
     "ProbeSet",
+    "Recipe",
     "Replay",
     "Result",
     "Revision",
@@ -36,14 +41,21 @@ __all__ = [
 APPLICATION_ID = int.from_bytes(b"rply")
 """Written into the SQLite header, so that a store is known from any other database."""
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Number of the newest migration; the database carries its own as ``PRAGMA user_version``."""
 
 
 class Base(DeclarativeBase):
     """Declarative base of all tables."""
 
-    type_annotation_map = {dict[str, Any]: JSON, list[str]: JSON, int: Integer, float: Float, str: String}  # noqa: RUF012 (SQLAlchemy's own form)
+    type_annotation_map = {  # noqa: RUF012 (SQLAlchemy's own form)
+        dict[str, Any]: JSON,
+        list[str]: JSON,
+        int: Integer,
+        float: Float,
+        str: String,
+        bytes: LargeBinary,
+    }
 
 
 class Run(Base):
@@ -192,6 +204,38 @@ class Operator(Base):
     gauge: Mapped[str] = mapped_column(primary_key=True)
     segment: Mapped[str] = mapped_column(ForeignKey("segment.id"))
     position: Mapped[int]
+
+
+class Point(Base):
+    """One layer of one replay, by a short number."""
+
+    __tablename__ = "point"
+    __table_args__ = (UniqueConstraint("replay", "layer"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    replay: Mapped[str] = mapped_column(ForeignKey("replay.key", ondelete="CASCADE"))
+    layer: Mapped[str]
+
+
+class Recipe(Base):
+    """What is measured, with its parameters and code version as canonical JSON."""
+
+    __tablename__ = "recipe"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str] = mapped_column(unique=True)
+
+
+class Measurement(Base):
+    """What a recipe makes of one point (``left`` = ``right``) or of two (``left`` < ``right``)."""
+
+    __tablename__ = "measurement"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+    recipe: Mapped[int] = mapped_column(ForeignKey("recipe.id", ondelete="CASCADE"), primary_key=True)
+    left: Mapped[int] = mapped_column(ForeignKey("point.id", ondelete="CASCADE"), primary_key=True)
+    right: Mapped[int] = mapped_column(ForeignKey("point.id", ondelete="CASCADE"), primary_key=True)
+    numbers: Mapped[bytes]
+    """float64, little-endian; empty where it is undefined."""
+    reason: Mapped[str | None]
+    """Why it is undefined."""
 
 
 class Result(Base):

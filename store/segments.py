@@ -57,8 +57,9 @@ NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 class Array:
     """One array of a segment."""
 
-    values: Sequence[NDArray[Any]] | NDArray[Any]
-    """The values; with ``stacked`` a sequence of (row, column) matrices, one a layer, never copied together."""
+    values: Sequence[Any] | NDArray[Any]
+    """The values; with ``stacked`` a sequence of (row, column) matrices, one a layer, never copied together: arrays, or
+    what has their shape and dtype and gives slices of rows."""
     dims: tuple[str, ...]
     """Name of each axis of what is stored."""
     stacked: bool = False
@@ -241,7 +242,7 @@ def _write(folder: Path, arrays: Mapping[str, Array], attrs: Mapping[str, Any]) 
 
     group = zarr.create_group(str(folder), attributes=dict(attrs))
     for name, array in arrays.items():
-        first = np.asarray(array.values[0]) if array.stacked else np.asarray(array.values)
+        first = array.values[0] if array.stacked else np.asarray(array.values)
         text = first.dtype.kind in "OTU"
         fill = "" if text else np.nan if first.dtype.kind == "f" else 0
         blosc = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle", typesize=first.dtype.itemsize)

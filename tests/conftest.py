@@ -43,6 +43,21 @@ def probe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_probes(tmp_path_factory.mktemp("probes") / "forty.jsonl", 40)
 
 
+@pytest.fixture(scope="session")
+def replayed(tmp_path_factory: pytest.TempPathFactory, family: Path, probe_file: Path) -> Path:
+    """A store of the three runs with all their blocks and no analysis yet; copy it before writing."""
+    from click.testing import CliRunner
+
+    import cli
+
+    root = tmp_path_factory.mktemp("replayed") / "store"
+    paths = [argument for seed in (1, 2, 3) for argument in ("--path", str(family / f"seed{seed}"))]
+    command = ["--store", str(root), "ingest", *paths, "--revisions", "all", "--probes", str(probe_file)]
+    result = CliRunner().invoke(cli.main, command)
+    assert result.exit_code == 0, result.output
+    return root
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Where a test's store shall be; nothing is there yet."""

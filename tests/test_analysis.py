@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from runs import write_run
 
 import cli
+from replay.analyses.selection import Choice
 from replay.analyses.spread import analyze_spread
 from replay.geometry.gauge import DiffusionGauge
 from replay.jobs import Cluster
@@ -32,14 +33,6 @@ def run(*arguments: object, code: int = 0) -> Result:
 def ingest(root: Path, *paths: Path, probes: Path) -> None:
     given = [argument for path in paths for argument in ("--path", path)]
     run("--store", root, "ingest", *given, "--revisions", "all", "--probes", probes)
-
-
-@pytest.fixture(scope="module")
-def replayed(tmp_path_factory: pytest.TempPathFactory, family: Path, probe_file: Path) -> Path:
-    """A store with three runs and no analysis yet."""
-    root = tmp_path_factory.mktemp("analysis") / "store"
-    ingest(root, *(family / f"seed{seed}" for seed in (1, 2, 3)), probes=probe_file)
-    return root
 
 
 @pytest.fixture
@@ -81,8 +74,11 @@ def test_spread_equals_an_independent_numpy_version(copied: Path, knn: int, alph
             assert found["spread_normalized"] < found["spread_normalized_ceiling"] < 1
 
 
-def test_cached_operators_equal_the_reference_and_are_read_through_the_store(copied: Path) -> None:
-    analyze_spread(open_store(copied, write=True))
+def test_kept_operators_equal_the_reference_and_are_read_through_the_store(copied: Path) -> None:
+    with pytest.raises(UnknownRun, match="run 'seed2' has no operators yet: `replay gauge` keeps them"):
+        Store(copied).operators("seed2")
+    assert "45 operators, 45 of them computed now" in run("--store", copied, "gauge").stdout
+    assert "45 operators, 0 of them computed now" in run("--store", copied, "gauge").stdout
     P = Store(copied).operators("seed2", layer="blocks[-1]:output:mean")["operator"]
     assert P.dims == ("revision", "layer", "probe", "probe_to")
     assert P.shape == (5, 1, 40, 40)
@@ -102,7 +98,7 @@ def test_equal_runs_have_no_spread_and_no_rate(root: Path, family: Path, tmp_pat
     assert result.attrs["identical"] == [["a", "b"]]
     assert "identical: a and b hold the same checkpoints" in run("--store", root, "analyze", "spread").stderr
     reasons = [reason for _, _, reason in result.attrs["unavailable"]]
-    assert len(reasons) == 3
+    assert len(reasons) == 2 * 3  # rate and phases of each layer
     assert all("needs 3 steps with a positive spread" in reason for reason in reasons)
 
 
@@ -139,31 +135,31 @@ def test_relabelling_all_probes_jointly_changes_nothing(
         np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-6)
 
 
-def test_a_repeated_analysis_computes_nothing_and_another_layer_reuses_operators(
+def test_a_repeated_analysis_computes_nothing_and_another_choice_reuses_every_pair(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from replay.geometry import gauge
+    from replay import jobs
 
-    calls = 0
-    original = gauge.DiffusionGauge.__call__
+    asked = 0
+    original = jobs.execute
 
-    def counting(self: DiffusionGauge, X: np.ndarray) -> gauge.Operator:
-        nonlocal calls
-        calls += 1
-        return original(self, X)
+    def counting(tasks: dict[str, object], **options: object) -> None:
+        nonlocal asked
+        asked += len(tasks)
+        original(tasks, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(gauge.DiffusionGauge, "__call__", counting)
+    monkeypatch.setattr("replay.analyses.measuring.execute", counting)
     first = run("--store", copied, "analyze", "spread")
-    assert calls >= 45  # 3 runs x 5 steps x 3 layers
-    calls = 0
+    assert asked == 15  # 5 steps x 3 layers
+    asked = 0
     assert run("--store", copied, "analyze", "spread").stdout == first.stdout
-    assert calls == 0
     one = run("--store", copied, "analyze", "spread", "--layers", "blocks[1]", "--json")
-    assert calls == 0
-    rows = json.loads(one.stdout)["rows"]
+    two = run("--store", copied, "analyze", "spread", "--runs", "seed1", "--runs", "seed3", "--json")
+    assert asked == 0
+    assert {row["layer"] for row in json.loads(one.stdout)["rows"]} == {"blocks[1]:output:mean"}
+    assert json.loads(two.stdout)["runs"] == ["seed1", "seed3"]
     whole = Store(copied).results()["parameters"][0]["layers"]
     assert whole == [f"blocks[{n}]:output:mean" for n in range(3)]
-    assert {row["layer"] for row in rows} == {"blocks[1]:output:mean"}
 
 
 def test_results_of_one_store_are_kept_apart_by_runs_and_parameters(copied: Path) -> None:
@@ -179,26 +175,32 @@ def test_results_of_one_store_are_kept_apart_by_runs_and_parameters(copied: Path
         store.result("spread", runs=["seed1"])
 
 
-def test_a_new_checkpoint_costs_its_own_operators_only(
-    root: Path, family: Path, tmp_path: Path, probe_file: Path
+def test_a_new_checkpoint_costs_its_own_row_only(
+    root: Path, family: Path, tmp_path: Path, probe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from replay.analyses.operators import missing_operators
-    from replay.analyses.spread import _history
+    from replay import jobs
+
+    asked: list[str] = []
+    original = jobs.execute
+
+    def listing(tasks: dict[str, object], **options: object) -> None:
+        asked.extend(tasks)
+        original(tasks, **options)  # type: ignore[arg-type]
 
     for name in ("seed1", "seed2"):
         shutil.copytree(family / name, tmp_path / name)
         shutil.move(tmp_path / name / "step8", tmp_path / f"{name}-later")
     paths = tmp_path / "seed1", tmp_path / "seed2"
     ingest(root, *paths, probes=probe_file)
-    analyze_spread(open_store(root, write=True))
+    before = analyze_spread(open_store(root, write=True))
     for name in ("seed1", "seed2"):
         shutil.move(tmp_path / f"{name}-later", tmp_path / name / "step8")
     ingest(root, *paths, probes=probe_file)
-    store = open_store(root, write=True)
-    histories = [_history(store, name, store.capture(name), include_flagged=False) for name in ("seed1", "seed2")]
-    slices = [piece for history in histories for piece in history.slices.values()]
-    assert len(missing_operators(store, slices, DiffusionGauge())) == 2 * 3
-    assert list(analyze_spread(store)["step"].values) == [0, 1, 2, 4, 8]
+    monkeypatch.setattr("replay.analyses.measuring.execute", listing)
+    after = analyze_spread(open_store(root, write=True))
+    assert sorted(asked) == [f"spread-8-blocks[{n}]:output:mean-0" for n in range(3)]
+    assert list(after["step"].values) == [0, 1, 2, 4, 8]
+    np.testing.assert_array_equal(after["spread"][:4], before["spread"])
 
 
 def test_what_is_left_out_is_told_anew_even_when_no_number_changes(copied: Path, family: Path, tmp_path: Path) -> None:
@@ -272,10 +274,12 @@ def test_tasks_carry_keys_and_never_arrays(copied: Path, monkeypatch: pytest.Mon
         sizes.extend(len(pickle.dumps(task)) for task in tasks.values())
         original(tasks, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("replay.analyses.spread.execute", measuring)
+    monkeypatch.setattr("replay.analyses.measuring.execute", measuring)
     monkeypatch.setattr("replay.analyses.operators.execute", measuring)
     analyze_spread(open_store(copied, write=True))
-    assert len(sizes) == 15 + 15  # a task a checkpoint, a task a step and layer
+    assert len(sizes) == 15  # a task a step and layer
+    run("--store", copied, "gauge")
+    assert len(sizes) == 15 + 15  # a task a checkpoint
     assert max(sizes) < 4000  # one operator of 40 probes has 6,400 bytes
 
 
@@ -325,7 +329,7 @@ def test_activations_that_are_no_numbers_make_a_value_unavailable_and_leave_the_
     save_file(tensors, weights, metadata={"format": "pt"})
     ingest(root, tmp_path / "seed1", tmp_path / "seed2", probes=probe_file)
     shown = run("--store", root, "analyze", "spread", "--include-flagged")
-    assert "unavailable: blocks[1]:output:mean at step 2: " in shown.stderr
+    assert "unavailable: step 2, blocks[1]:output:mean: " in shown.stderr
     ds = Store(root).result("spread")
     missing = ds["spread"].isnull()
     assert list(missing.sel(step=2).values) == [False, True, True]
@@ -359,11 +363,11 @@ def test_a_damaged_store_is_an_error_never_a_number_and_can_be_mended(
 def test_one_run_or_runs_that_cannot_be_compared_are_one_line(copied: Path, tmp_path: Path) -> None:
     store = open_store(copied, write=True)
     with pytest.raises(Unavailable, match=r"spread is the distance between runs and needs two: seed1 is the only one"):
-        analyze_spread(store, runs=["seed1"])
+        analyze_spread(store, choice=Choice(runs=["seed1"]))
     with pytest.raises(UnknownRun, match=r"no replayed run 'sed1' in .*; there is seed1"):
-        analyze_spread(store, runs=["sed1"])
+        analyze_spread(store, choice=Choice(runs=["sed1"]))
     with pytest.raises(UnknownLayer, match=r"no stored layer 'blocks\[9\]'; there is blocks"):
-        analyze_spread(store, layers=["blocks[9]"])
+        analyze_spread(store, choice=Choice(layers=["blocks[9]"]))
     (tmp_path / "other.txt").write_text("".join(f"another {n}\n" for n in range(20)))
     write_run(tmp_path / "stranger", seed=9, steps=(0, 1, 2))
     ingest(copied, tmp_path / "stranger", probes=tmp_path / "other.txt")
@@ -415,7 +419,7 @@ def test_a_layer_that_a_run_lacks_at_some_steps_is_unavailable_with_the_reason(
     reasons = {step: reason for step, layer, reason in result.attrs["unavailable"] if step is not None}
     assert reasons[2].startswith("seed2 has this layer not at this step")
     assert reasons[0].startswith("seed1, seed2 has this layer not")
-    only = analyze_spread(open_store(root, write=True), layers=["blocks[1]"])
+    only = analyze_spread(open_store(root, write=True), choice=Choice(layers=["blocks[1]"]))
     assert list(only["step"].values) == [4, 8]
     assert only.attrs["dropped"]["seed1"] == ["step2"]
 
@@ -430,7 +434,7 @@ def test_the_result_says_how_it_was_made_and_from_what(copied: Path) -> None:
     assert attrs["probe_set"] == Store(copied).probe_sets()["digest"][0]
     assert (attrs["max_length"], attrs["dtype"]) == (128, "float32")
     assert attrs["n_probes"] == 40
-    assert json.loads(attrs["gauge"])["knn"] == 15
+    assert attrs["gauge"]["knn"] == 15
     assert attrs["interval"].startswith("95 % over probes, delete-group jackknife")
     assert attrs["rate_unit"] == "ln(spread) per 1,000 steps"
 
@@ -509,4 +513,4 @@ def test_runs_of_which_nothing_sound_is_left_are_one_line(copied: Path) -> None:
     assert "no step is common to all 3 runs" in line
     assert "(revisions left out as flagged: 3 of seed1, 2 of seed2; `replay audit` tells why" in line
     assert len(line.strip().splitlines()) == 1
-    assert len(analyze_spread(open_store(copied, write=True), include_flagged=True)["step"]) == 5
+    assert len(analyze_spread(open_store(copied, write=True), choice=Choice(include_flagged=True))["step"]) == 5

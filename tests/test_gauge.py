@@ -11,16 +11,21 @@ import numpy.typing as npt
 import pytest
 from scipy.spatial.distance import pdist, squareform
 
-from replay.geometry.gauge import DiffusionGauge, Operator
+from replay.geometry.gauge import DiffusionGauge, Operator, median_distance
 from store.errors import InvalidInput, Unavailable
 
 Floats = npt.NDArray[np.floating[Any]]
 
 
-def reference(X: Floats, k: int, *, alpha: float, symmetric: bool, keep: bool = False) -> npt.NDArray[np.float64]:
+def reference(
+    X: Floats, k: int | None, *, alpha: float, symmetric: bool, keep: bool = False
+) -> npt.NDArray[np.float64]:
     """The definition, written out in float64."""
     d = squareform(pdist(np.asarray(X, np.float64)))
-    sigma = np.sort(d, axis=1)[:, min(k, len(d) - 1)]
+    if k is None:
+        sigma = np.full(len(d), np.sqrt(2) * np.median(pdist(np.asarray(X, np.float64))))
+    else:
+        sigma = np.sort(d, axis=1)[:, min(k, len(d) - 1)]
     K = np.exp(-(d**2) / np.outer(sigma, sigma))
     np.fill_diagonal(K, float(keep))
     q = K.sum(axis=1)
@@ -76,6 +81,25 @@ def test_operator_equals_the_definition_to_a_millionth_on_plain_data() -> None:
         assert relative_error(P, reference(X, 7, alpha=1.0, symmetric=False, keep=keep)) < 1e-6
 
 
+@pytest.mark.parametrize("name", FIXTURES)
+@pytest.mark.parametrize(("alpha", "symmetric", "keep"), [(0.0, False, False), (0.5, True, False), (1.0, False, True)])
+def test_without_knn_the_bandwidth_is_the_median_distance(name: str, alpha: float, symmetric: bool, keep: bool) -> None:
+    diagonal: Any = "keep" if keep else "zero"
+    P = DiffusionGauge(knn=None, alpha=alpha, symmetric=symmetric, diagonal=diagonal)(FIXTURES[name])
+    assert relative_error(P, reference(FIXTURES[name], None, alpha=alpha, symmetric=symmetric, keep=keep)) < 5e-6
+    assert P.quality.floored == 0
+
+
+@pytest.mark.parametrize("n", [4, 5, 6, 40, 42])
+@pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
+def test_median_distance_is_the_median_of_the_positive_ones(n: int, scale: float) -> None:
+    X = scale * np.random.default_rng(n).standard_normal((n, 3))
+    X[1] = X[0]
+    squares = (squareform(pdist(X)) ** 2).astype(np.float32)
+    distances = np.sqrt(squares[squares > 0].astype(np.float64))
+    assert median_distance(lambda: [squares[:3], squares[3:]]) == np.median(distances)
+
+
 def test_five_decimals_of_near_duplicates_survive_in_float64_activations() -> None:
     rng = np.random.default_rng(2)
     X = np.repeat(rng.standard_normal((4, 16)), 50, axis=0) + 1e-6 * rng.standard_normal((200, 16)) + 100
@@ -107,7 +131,30 @@ def test_markov_and_symmetric_operators_are_similar_through_the_degrees() -> Non
     assert np.allclose(P.degrees @ P.matrix / P.degrees.sum(), P.degrees / P.degrees.sum(), atol=1e-7)
 
 
-def test_alpha_has_an_effect_in_both_kinds() -> None:
+@pytest.mark.parametrize("knn", [15, None])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_both_kinds_have_one_spectrum_for_every_alpha(knn: int | None, alpha: float) -> None:
+    P, S = (DiffusionGauge(knn=knn, alpha=alpha, symmetric=symmetric)(activations()) for symmetric in (False, True))
+    spectrum = np.linalg.eigvalsh(S.matrix.astype(np.float64))
+    # elsewhere eigvalsh was applied to P itself: a largest eigenvalue of 1.007 to 1.119, another after relabelling
+    assert np.isclose(spectrum[-1], 1, atol=1e-6)
+    assert np.allclose(np.sort(np.linalg.eigvals(P.matrix.astype(np.float64)).real), spectrum, atol=1e-6)
+    order = np.random.default_rng(3).permutation(300)
+    relabelled = DiffusionGauge(knn=knn, alpha=alpha, symmetric=True)(activations()[order]).matrix
+    assert np.allclose(np.linalg.eigvalsh(relabelled.astype(np.float64)), spectrum, atol=1e-6)
+
+
+def test_a_kept_diagonal_leaves_the_kernel_positive_and_a_removed_one_does_not() -> None:
+    # elsewhere the diagonal went silently, and with it the kernel's square root
+    lowest = {
+        diagonal: np.linalg.eigvalsh(DiffusionGauge(knn=None, diagonal=diagonal).kernel(activations()).matrix)[0]
+        for diagonal in ("keep", "zero")
+    }
+    assert lowest["keep"] > -1e-4
+    assert lowest["zero"] < -0.5
+
+
+def test_alpha_has_an_effect_in_both_kinds() -> None:  # elsewhere it had none in the row-stochastic one
     for symmetric in (False, True):
         plain, corrected = (DiffusionGauge(alpha=a, symmetric=symmetric)(activations()).matrix for a in (0.0, 1.0))
         assert relative_error(plain, corrected) > 1e-2
@@ -187,6 +234,14 @@ def test_an_isolated_probe_stays_where_it_is_and_is_named(symmetric: bool) -> No
     assert relative_error(np.delete(np.delete(P.matrix, 7, 0), 7, 1), others) < 1e-6
 
 
+def test_an_isolated_probe_is_cut_from_a_median_bandwidth_too() -> None:
+    X = activations()
+    X[7] += 1e6
+    P = DiffusionGauge(knn=None)(X)
+    assert P.quality.isolated == (7,)
+    assert np.allclose(P.matrix.sum(axis=1), 1, atol=1e-6)
+
+
 @pytest.mark.parametrize("factor", [10, 30, 80])
 def test_a_far_probe_short_of_isolation_equals_the_definition(factor: float) -> None:
     X = activations().astype(np.float64)
@@ -208,6 +263,41 @@ def test_leaving_groups_out_equals_the_gauge_on_the_probes_left() -> None:
         assert relative_error(left, DiffusionGauge(knn=14)(X[labels != group]).matrix) < 1e-5
 
 
+def test_leaving_groups_out_takes_the_median_of_the_probes_left() -> None:
+    X, labels = activations(150), np.arange(150) % 15
+    gauge = DiffusionGauge(knn=None, symmetric=True, alpha=0.5)
+    for group, left in enumerate(gauge.leave_group_out(X, labels)):
+        assert relative_error(left, gauge(X[labels != group]).matrix) < 1e-5
+
+
+def test_what_is_left_of_groups_knows_its_degrees_and_quality() -> None:
+    X, labels = activations(150), np.arange(150) % 15
+    X[:40] = X[0]
+    X[45] += 1e6
+    for group, left in enumerate(DiffusionGauge(knn=15).leave_group_out(X, labels)):
+        right = DiffusionGauge(knn=14)(X[labels != group])
+        assert isinstance(left, Operator)
+        assert (left.kind, left.quality) == (right.kind, right.quality)
+        assert relative_error(left.degrees, right.degrees) < 1e-5
+
+
+@pytest.mark.parametrize("gauge", [DiffusionGauge(), DiffusionGauge(knn=None, alpha=0.5, diagonal="keep")])
+def test_the_kernel_is_what_the_operator_is_made_from(gauge: DiffusionGauge) -> None:
+    X = activations()
+    X[7] += 1e6
+    kernel, P = gauge.kernel(X), gauge(X)
+    assert kernel.isolated.tolist() == [7]
+    assert relative_error(kernel.matrix.sum(axis=1), kernel.density) < 1e-6
+    d = squareform(pdist(X.astype(np.float64)))
+    K = np.exp(-(d**2) / np.outer(kernel.sigma, kernel.sigma))
+    np.fill_diagonal(K, gauge.diagonal == "keep")
+    K[7, 7] = 1
+    assert relative_error(kernel.matrix, K) < 5e-6
+    corrected = kernel.matrix / np.outer(kernel.density, kernel.density) ** gauge.alpha
+    assert relative_error(corrected / corrected.sum(axis=1, keepdims=True), P.matrix) < 1e-6
+    assert relative_error(np.delete(corrected.sum(axis=1), 7), np.delete(P.degrees, 7)) < 1e-6
+
+
 def test_few_probes_use_the_farthest_neighbour_and_fewer_than_three_none() -> None:
     X = activations(5)
     assert relative_error(DiffusionGauge()(X), reference(X, 4, alpha=1.0, symmetric=False)) < 1e-6
@@ -218,6 +308,8 @@ def test_few_probes_use_the_farthest_neighbour_and_fewer_than_three_none() -> No
 def test_equal_activations_have_no_geometry() -> None:
     with pytest.raises(Unavailable, match="all 20 probes have the same activations"):
         DiffusionGauge()(np.ones((20, 4)))
+    with pytest.raises(Unavailable, match="all probes have the same activations"):
+        DiffusionGauge(knn=None)(np.ones((20, 4)))
 
 
 @pytest.mark.parametrize(
@@ -237,13 +329,13 @@ def test_unusable_activations_are_refused(X: Any, match: str) -> None:
         DiffusionGauge()(X)
 
 
-def test_torch_tensors_are_converted_or_refused() -> None:
+def test_where_no_gradient_can_be_kept_tensors_are_read_or_refused() -> None:
     torch = pytest.importorskip("torch")
     X = activations(50)
-    assert np.array_equal(DiffusionGauge()(torch.from_numpy(X.copy())).matrix, DiffusionGauge()(X).matrix)
+    assert np.array_equal(DiffusionGauge().kernel(torch.from_numpy(X)).matrix, DiffusionGauge().kernel(X).matrix)
     for tensor in (torch.ones(5, 3, requires_grad=True), torch.ones(5, 3, dtype=torch.bfloat16)):
         with pytest.raises(InvalidInput, match=r"X\.detach\(\)\.cpu\(\)\.float\(\)"):
-            DiffusionGauge()(tensor)
+            DiffusionGauge().kernel(tensor)
 
 
 @pytest.mark.parametrize(
@@ -274,6 +366,11 @@ def test_equal_gauges_have_equal_json_parameters() -> None:
     )
 
 
+def test_a_median_bandwidth_has_a_key_of_its_own() -> None:
+    default = json.dumps(DiffusionGauge().parameters())
+    assert json.dumps(DiffusionGauge(knn=None).parameters()) == default.replace("15", "null")
+
+
 def test_an_operator_is_an_array_to_numpy() -> None:
     P = DiffusionGauge()(activations(50))
     assert isinstance(P, Operator)
@@ -283,11 +380,12 @@ def test_an_operator_is_an_array_to_numpy() -> None:
     assert np.shares_memory(np.asarray(P), P.matrix)
 
 
-def test_memory_stays_below_six_bytes_a_pair() -> None:
+@pytest.mark.parametrize("knn", [15, None])
+def test_memory_stays_below_six_bytes_a_pair(knn: int | None) -> None:
     X = activations(1500, 256)
-    DiffusionGauge()(X[:100])
+    DiffusionGauge(knn=knn)(X[:100])
     tracemalloc.start()
-    DiffusionGauge()(X)
+    DiffusionGauge(knn=knn)(X)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 6 * 1500**2

@@ -1,8 +1,8 @@
 """Stores that older versions wrote open for ever, with the numbers they were written with.
 
 Each folder ``data/store-vN`` was written by format N: two runs of three checkpoints of a small GPT-NeoX, eight probes,
-one pooled and one token-level layer, operators and a spread, from format 2 on the statistics of the weights;
-``store-vN.json`` has some of its values.
+one pooled and one token-level layer, operators and a spread, from format 2 on the statistics of the weights, from
+format 3 on single measurements; ``store-vN.json`` has some of its values.
 """
 
 import json
@@ -15,7 +15,7 @@ import xarray as xr
 from sqlalchemy import select
 
 from replay.opening import open_store
-from store.schema import SCHEMA_VERSION, Segment
+from store.schema import SCHEMA_VERSION, Measurement, Segment
 from store.segments import verify
 
 DATA = Path(__file__).parent / "data"
@@ -42,6 +42,10 @@ def test_an_old_store_opens_with_its_numbers(version: int, tmp_path: Path) -> No
     weights = store.revisions("seed1")["weights"]
     norms = [float(weighing["norm"][0]) for weighing in store.weighings([weights[1]]).values()]
     assert norms == ([expected["norm"]] if version >= 2 else [])
+    with store.index.read() as session:
+        measured = session.scalars(select(Measurement.numbers)).all()
+    assert len(measured) == (3 if version >= 3 else 0)  # a pair of runs at three steps
+    assert all(np.isfinite(np.frombuffer(numbers, "<f8")).all() for numbers in measured)
     assert list(store.findings("seed1").columns) == ["revision", "step", "kind", "level", "basis", "others", "text"]
     with store.index.read() as session:
         for row in session.scalars(select(Segment)):

@@ -40,7 +40,7 @@ def test_figure_names_its_axes_runs_probes_and_layers(tmp_path: Path) -> None:
     text = svg(result(3, UNEVEN), tmp_path)
     for words in ("3 runs, 512 probes", "training step (log scale)", "Frobenius norm", "normalised spread", "95 %"):
         assert words in text
-    for layer in ("blocks[0]:output:mean", "blocks[1]:output:mean", "blocks[2]:output:mean"):
+    for layer in (">blocks[0]<", ">blocks[1]<", ">blocks[2]<", ">*:output:mean<"):
         assert layer in text
     assert ">0<" in text  # step 0 stands on the logarithmic axis
     assert ">100,000<" in text
@@ -54,13 +54,78 @@ def test_even_steps_get_a_linear_axis(tmp_path: Path) -> None:
 
 def test_many_layers_are_named_by_a_colour_bar_that_shows_the_first_and_last(tmp_path: Path) -> None:
     text = svg(result(40, UNEVEN), tmp_path)
-    assert "blocks[0]:output:mean" in text
-    assert "blocks[39]:output:mean" in text
-    assert text.count(":output:mean<") == 8
+    assert ">blocks[0]<" in text
+    assert ">blocks[39]<" in text
+    assert text.count(">blocks[") == 8
+    assert ">layer  *:output:mean<" in text
 
 
-def test_equal_results_give_equal_files(tmp_path: Path) -> None:
-    assert svg(result(2, UNEVEN), tmp_path) == svg(result(2, UNEVEN), tmp_path)
+def test_a_single_layer_is_named_in_the_title(tmp_path: Path) -> None:
+    assert "3 runs, 512 probes, blocks[0]:output:mean<" in svg(result(1, UNEVEN), tmp_path)
+
+
+def test_another_measure_than_frobenius_has_one_panel_that_names_it(tmp_path: Path) -> None:
+    ds = result(2, UNEVEN)[[f"spread{end}" for end in ("", "_low", "_high", "_ceiling")]]
+    ds.attrs["measure_title"] = "debiased linear CKA"
+    text = svg(ds, tmp_path)
+    assert "spread  (debiased linear CKA)" in text
+    assert text.count("training step (log scale)") == 1
+    assert "Frobenius" not in text
+
+
+def test_a_ceiling_that_is_nowhere_defined_is_not_in_the_legend(tmp_path: Path) -> None:
+    ds = result(2, UNEVEN)
+    assert "ceiling" in svg(ds, tmp_path)
+    for name in ("spread_ceiling", "spread_normalized_ceiling"):
+        ds[name] = ds[name] * np.nan
+    assert "ceiling" not in svg(ds, tmp_path)
+
+
+def over_runs(ds: xr.Dataset) -> xr.Dataset:
+    names = ("spread", "spread_normalized")
+    ends = (("_runs_low", 0.8), ("_runs_high", 1.2))
+    return ds.assign({name + end: ds[name] * factor for name in names for end, factor in ends})
+
+
+def test_an_interval_over_runs_is_drawn_where_it_is_defined_and_legible(tmp_path: Path) -> None:
+    words = "95 % interval over runs"
+    assert words in svg(over_runs(result(2, UNEVEN)), tmp_path)
+    assert words not in svg(over_runs(result(2, UNEVEN)).map(lambda a: a * np.nan if "runs" in a.name else a), tmp_path)
+    assert words not in svg(over_runs(result(8, UNEVEN)), tmp_path)
+
+
+def with_phases(ds: xr.Dataset) -> xr.Dataset:
+    phases = [[layer, 0, 64, "flat", 0, -1, 1, 0.1] for layer in ds["layer"].values]
+    phases += [[layer, 64, 66000, "falls", -2, -3, -1, 0.99] for layer in ds["layer"].values]
+    return ds.assign_attrs(phases=phases)
+
+
+def test_phases_are_drawn_and_those_that_occur_are_named(tmp_path: Path) -> None:
+    text = svg(with_phases(result(3, UNEVEN)), tmp_path)
+    assert "phases of convergence" in text
+    assert ">falls<" in text
+    assert ">flat<" in text
+    assert ">rises<" not in text
+    assert text.count(">blocks[0]<") == 2  # in the legend and at the strip
+
+
+def test_phases_are_left_out_where_there_are_none_or_many_layers(tmp_path: Path) -> None:
+    assert "phases" not in svg(result(3, UNEVEN), tmp_path)
+    assert "phases" not in svg(with_phases(result(11, UNEVEN)), tmp_path)
+
+
+def test_a_phase_of_no_known_direction_or_layer_is_refused(tmp_path: Path) -> None:
+    for phase in (["blocks[0]:output:mean", 0, 64, "sideways"], ["blocks[7]:output:mean", 0, 64, "flat"]):
+        with pytest.raises(InvalidInput, match=f"{phase[3]!r} of {phase[0]!r}".replace("[", r"\[")):
+            plot_spread(result(1, UNEVEN).assign_attrs(phases=[phase]), tmp_path / "spread.png")
+
+
+@pytest.mark.parametrize("suffix", SIGNATURES)
+def test_equal_results_give_equal_files(tmp_path: Path, suffix: str) -> None:
+    files = [tmp_path / f"{name}{suffix}" for name in ("one", "other")]
+    for file in files:
+        plot_spread(with_phases(over_runs(result(2, UNEVEN))), file)
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_one_step_zeros_and_gaps_can_be_drawn(tmp_path: Path) -> None:
@@ -82,7 +147,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
         plot_spread(result(1, UNEVEN), tmp_path / "spread")
     with pytest.raises(InvalidInput, match="lacks spread_low"):
         plot_spread(result(1, UNEVEN).drop_vars("spread_low"), tmp_path / "spread.png")
-    with pytest.raises(InvalidInput, match="steps and layers"):
+    with pytest.raises(InvalidInput, match=r"one of each at least, not .*'layer': 0"):
         plot_spread(result(1, UNEVEN).isel(layer=[]), tmp_path / "spread.png")
     assert not list(tmp_path.iterdir())
 

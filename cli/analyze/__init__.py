@@ -2,6 +2,11 @@
 
 import click
 
+from cli.analyze.embed import embed
+from cli.analyze.multislice import multislice
+from cli.analyze.path import path
+from cli.analyze.similarity import similarity
+from cli.analyze.spectrum import spectrum
 from cli.analyze.spread import spread
 
 __all__ = ["analyze"]
@@ -12,4 +17,5 @@ def analyze() -> None:
     """Compute metrics over training, each with its uncertainty."""
 
 
-analyze.add_command(spread)
+for _command in (spread, path, spectrum, similarity, embed, multislice):
+    analyze.add_command(_command)

@@ -1,22 +1,29 @@
-"""Doubt about numbers made from pairwise matrices: a delete-group jackknife over probes, and a permutation ceiling."""
+"""Doubt about numbers made from probes or from pairs of runs: jackknives, and a permutation ceiling."""
 
+from collections.abc import Mapping
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
-from store.errors import InvalidInput
+from store.errors import InvalidInput, Unavailable
 
 __all__ = [
+    "FEWEST_RUNS",
     "Interval",
     "Moments",
+    "jackknife_error",
     "jackknife_interval",
-    "leave_group_out",
     "moments",
     "permutation_ceiling",
     "probe_groups",
+    "runs_interval",
 ]
+
+FEWEST_RUNS = 4
+"""With fewer runs than this, an interval over runs would be wider than the number is worth."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -67,39 +74,58 @@ def probe_groups(n_probes: int, *, n_groups: int = 15, seed: int = 0) -> npt.NDA
     return np.random.default_rng(seed).permutation(n_probes) % min(n_groups, n_probes)
 
 
-def leave_group_out(block_sums: Floats, sizes: npt.NDArray[np.integer[Any]]) -> Floats:
-    """Σ_ij e_ij without the rows and columns of one group, for each group, scaled to all pairs of probes.
-
-    Parameters
-    ----------
-    block_sums
-        (..., G, G) sums of a pairwise quantity e over the rows of one group and the columns of another.
-    sizes
-        (G,) probes in each group.
-
-    Returns
-    -------
-    ndarray
-        (..., G); multiplied by n(n-1) / (m(m-1)) where m of n probes are left, so that all estimate the full sum.
-    """
-    kept = block_sums.sum(axis=(-2, -1))[..., None] - block_sums.sum(axis=-1) - block_sums.sum(axis=-2)
-    kept = np.maximum(kept + np.einsum("...gg->...g", block_sums), 0)
-    n, left = sizes.sum(), sizes.sum() - sizes
-    scaled: Floats = kept * (n * (n - 1) / (left * (left - 1)))
-    return scaled
-
-
 def jackknife_interval(estimate: float, replicates: Floats, *, confidence: float = 0.95) -> Interval:
     """Delete-group jackknife interval of a statistic, over fresh probes from the same population.
 
     θ ± t_{G-1} · √((G-1)/G · Σ_g (θ_(g) - mean θ_(·))²), Student's t with one degree of freedom less than groups
     (Kott, 2001: The delete-a-group jackknife).
     """
-    n_groups = len(replicates)
-    deviations = replicates - replicates.mean()
-    error = np.sqrt((n_groups - 1) / n_groups * np.sum(deviations**2))
-    reach = float(stdtrit(n_groups - 1, (1 + confidence) / 2) * error)
+    reach = float(stdtrit(len(replicates) - 1, (1 + confidence) / 2) * jackknife_error(replicates))
     return Interval(estimate - reach, estimate + reach)
+
+
+def jackknife_error(replicates: Floats) -> Floats:
+    """Delete-group jackknife standard error √((G-1)/G · Σ_g (θ_(g) - mean θ_(·))²) over the last axis (..., G)."""
+    n_groups = replicates.shape[-1]
+    deviations = replicates - replicates.mean(axis=-1, keepdims=True)
+    error: Floats = np.sqrt((n_groups - 1) / n_groups * np.sum(deviations**2, axis=-1))
+    return error
+
+
+def runs_interval(distances: Mapping[tuple[int, int], float], n_runs: int, *, confidence: float = 0.95) -> Interval:
+    """Interval of a mean pairwise distance over fresh runs from the same population; the probes are taken as given.
+
+    The mean over pairs is a U-statistic of order two over runs. Leaving out one run at a time gives
+    θ ± t_{R-1} · √((R-1)/R · Σ_r (θ_(r) - mean θ_(·))²), the jackknife of Arvesen (1969), whose variance is too large
+    on average. In simulation (`benchmarks/coverage.py`; 4, 5 and 9 runs), the nominal 95 % interval held the expected
+    distance in 92 to 97 % of draws. Where runs fall into two kinds, five and nine held it in 94 to 100 %, but four in
+    50 %: two of each kind look as if there were no doubt at all.
+
+    Parameters
+    ----------
+    distances
+        Of every pair i < j of 0 to ``n_runs`` - 1.
+    n_runs
+        At least `FEWEST_RUNS`.
+
+    Raises
+    ------
+    Unavailable
+        If there are fewer runs.
+    InvalidInput
+        If a pair is missing.
+    """
+    if n_runs < FEWEST_RUNS:
+        raise Unavailable(f"an interval over runs needs {FEWEST_RUNS} runs or more, and there are {n_runs}")
+    missing = [pair for pair in combinations(range(n_runs), 2) if pair not in distances]
+    if missing:
+        raise InvalidInput(f"a mean over pairs of {n_runs} runs needs all pairs, and {missing[0]} is missing")
+    table = np.zeros((n_runs, n_runs))
+    for (i, j), distance in distances.items():
+        table[i, j] = table[j, i] = distance
+    total = table.sum() / 2
+    without = (total - table.sum(axis=0)) / ((n_runs - 1) * (n_runs - 2) / 2)
+    return jackknife_interval(float(total / (n_runs * (n_runs - 1) / 2)), without, confidence=confidence)
 
 
 def moments(P: npt.NDArray[np.floating[Any]]) -> Moments:

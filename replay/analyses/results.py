@@ -1,0 +1,65 @@
+"""Results of analyses: found under their key, or made and kept."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from store.catalog import Store
+from store.commits import commit_result, stage_result, use_result
+from store.segments import Array
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["Made", "keep_result", "texts"]
+
+
+class Made(NamedTuple):
+    """What an analysis computed."""
+
+    arrays: dict[str, Array]
+    """Arrays by name; one named like an axis is its coordinate."""
+    attrs: dict[str, Any]
+    """What is said of the numbers and follows from the key, in plain JSON types."""
+
+
+def keep_result(
+    store: Store,
+    name: str,
+    key: str,
+    *,
+    parameters: Mapping[str, Any],
+    remarks: Mapping[str, Any],
+    make: Callable[[], Made],
+) -> "xr.Dataset":
+    """Return the result under ``key``, made and kept first if the store lacks it; it is now the latest of its name.
+
+    Parameters
+    ----------
+    store
+        A writable store.
+    name
+        Name of the analysis.
+    key
+        Content key of all that its numbers depend on.
+    parameters
+        What it was asked for.
+    remarks
+        What is said of it now, such as what was left out: it may change while the numbers stay.
+    make
+        Computes it.
+    """
+    about = {**parameters, **remarks}
+    if not use_result(store, key, parameters=about):
+        made = make()
+        attrs = {"analysis": name, **{k: v for k, v in parameters.items() if k not in made.arrays}, **made.attrs}
+        commit_result(
+            store, stage_result(store.root, key, arrays=made.arrays, attrs=attrs), name=name, parameters=about
+        )
+    return store.result(name, key=key)
+
+
+def texts(values: Sequence[Any], dims: tuple[str, ...]) -> Array:
+    """Return an array of strings."""
+    return Array(np.array(values, dtype=object), dims)

@@ -1,0 +1,162 @@
+"""Spectra of the operators of every run, step and layer."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from replay.analyses.comparing import read_point
+from replay.analyses.measuring import Advance, Numbers, measure_points
+from replay.analyses.results import Made, keep_result, texts
+from replay.analyses.selection import Choice, Slice, select_layers
+from replay.geometry import gauge as gauge_module
+from replay.geometry import spectrum as spectrum_module
+from replay.geometry.gauge import DiffusionGauge
+from replay.geometry.spectrum import spectrum, uniform_walk
+from replay.geometry.statistics import jackknife_interval, probe_groups
+from replay.jobs import Cluster
+from store.catalog import Store
+from store.errors import InvalidInput, Unavailable
+from store.keys import content_key
+from store.segments import Array
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["SCALARS", "analyze_spectrum"]
+
+SCALARS = tuple(uniform_walk(2))
+"""Names of the numbers that stand for a spectrum, in order."""
+
+N_GROUPS = 15
+"""Groups of probes that are left out in turn for the intervals."""
+
+
+def analyze_spectrum(
+    store: Store,
+    *,
+    choice: Choice | None = None,
+    gauge: DiffusionGauge | None = None,
+    k: int = 50,
+    t: int = 1,
+    cluster: Cluster | None = None,
+    advance: Advance = lambda *_: None,
+) -> "xr.Dataset":
+    """Return what the spectra of the operators say, for every run, step and layer, computing only what is missing.
+
+    Parameters
+    ----------
+    store
+        A writable store.
+    choice
+        Runs, layers and probes; all by default.
+    gauge
+        The recipe of operators.
+    k
+        Eigenvalues to keep.
+    t
+        Diffusion time of the von Neumann entropy.
+    cluster
+        Where to compute, and the memory there.
+    advance
+        Told of the progress.
+
+    Returns
+    -------
+    xarray.Dataset
+        Over (run, step, layer): ``spectral_gap``, ``stationary_entropy`` and ``von_neumann_entropy`` (nats),
+        ``diffusion_spectral_entropy`` (bits), ``neighbourhood_mean`` and ``neighbourhood_median`` (probes), each with
+        ``_low`` and ``_high`` (95 % over probes, delete-group jackknife with operators recomputed); ``eigenvalues``
+        with an axis ``rank``, ``stationary`` with an axis ``probe``. ``attrs["uniform"]`` has the numbers of a walk
+        that sees no geometry. NaN where a run has no such step, or with a reason in ``attrs["unavailable"]``.
+
+    Raises
+    ------
+    UnknownRun, UnknownLayer, InvalidInput
+        If names match nothing, or the runs share no probe set.
+    """
+    if k < 1 or t < 1:
+        raise InvalidInput(f"a spectrum needs k and t of at least 1, not k={k} and t={t}")
+    gauge, cluster = gauge or DiffusionGauge(), cluster or Cluster()
+    selection = select_layers(store, choice or Choice())
+    steps = sorted({step for history in selection.histories.values() for step in history.steps(selection.layers)})
+    cells = {
+        (run, step, layer): history.slices[step, layer]
+        for run, history in selection.histories.items()
+        for step in steps
+        for layer in selection.layers
+        if (step, layer) in history.slices
+    }
+    n_probes = max(piece.n_probes for piece in cells.values())
+    recipe = {
+        "what": "spectra",
+        "gauge": {**gauge.parameters(), "version": gauge_module.VERSION},
+        "k": k,
+        "t": t,
+        "groups": N_GROUPS,
+        "version": spectrum_module.VERSION,
+    }
+    parameters = {**selection.parameters(), **{name: recipe[name] for name in ("gauge", "k", "t")}, "steps": steps}
+    inputs = [[*place, piece.point] for place, piece in cells.items()]
+    key = content_key("spectrum", inputs=inputs, recipe=recipe, **parameters)
+
+    def make() -> Made:
+        found = measure_points(
+            store, recipe, cells.values(), partial(_spectra, gauge=gauge, k=k, t=t), cluster=cluster, advance=advance
+        )
+        shape = (len(selection.runs), len(steps), len(selection.layers))
+        n_kept = min(k, n_probes)
+        grids = {f"{name}{end}": np.full(shape, np.nan) for end in ("", "_low", "_high") for name in SCALARS}
+        eigenvalues, stationary = np.full((*shape, n_kept), np.nan), np.full((*shape, n_probes), np.nan)
+        reasons = []
+        for (run, step, layer), piece in cells.items():
+            at = selection.runs.index(run), steps.index(step), selection.layers.index(layer)
+            measured = found[piece.point]
+            if measured.reason:
+                reasons.append([run, step, layer, measured.reason])
+                continue
+            scalars, eigenvalues[at], stationary[at] = np.split(measured.numbers, [len(grids), len(grids) + n_kept])
+            for name, value in zip(grids, scalars, strict=True):
+                grids[name][at] = value
+        axes = ("run", "step", "layer")
+        arrays = {name: Array(grid, axes) for name, grid in grids.items()}
+        arrays |= {
+            "eigenvalues": Array(eigenvalues, (*axes, "rank")),
+            "stationary": Array(stationary, (*axes, "probe")),
+        }
+        made_from = selection.made_from(dict.fromkeys(selection.runs, steps))
+        arrays |= {name: texts(rows, ("run", "step")) for name, rows in made_from.items()}
+        arrays |= {"run": texts(selection.runs, ("run",)), "layer": texts(selection.layers, ("layer",))}
+        arrays |= {
+            "step": Array(np.array(steps, np.int64), ("step",)),
+            "rank": Array(np.arange(1, n_kept + 1), ("rank",)),
+        }
+        attrs = {
+            "n_probes": n_probes,
+            "uniform": uniform_walk(n_probes, t=t),
+            "interval": "95 % over probes, delete-group jackknife with operators recomputed",
+            "unavailable": reasons,
+        }
+        return Made(arrays, attrs)
+
+    return keep_result(store, "spectrum", key, parameters=parameters, remarks=selection.remarks(), make=make)
+
+
+def _spectra(root: Path, slices: Sequence[Slice], *, gauge: DiffusionGauge, k: int, t: int) -> list[Numbers]:
+    return [_spectrum(root, piece, gauge, k, t) for piece in slices]
+
+
+def _spectrum(root: Path, piece: Slice, gauge: DiffusionGauge, k: int, t: int) -> Numbers:
+    try:
+        X = read_point(root, piece)
+        whole = spectrum(gauge(X), k=k, t=t)
+        groups = probe_groups(len(X), n_groups=N_GROUPS)
+        parts = [list(spectrum(P, k=1, t=t).scalars().values()) for P in gauge.leave_group_out(X, groups)]
+    except (InvalidInput, Unavailable) as error:
+        return str(error)
+    values = np.array(list(whole.scalars().values()))
+    ends = [jackknife_interval(value, column) for value, column in zip(values, np.array(parts).T, strict=True)]
+    low, high = np.array(ends).T
+    return np.concatenate([values, np.maximum(low, 0), high, whole.eigenvalues, whole.stationary])

@@ -32,9 +32,22 @@ def gauge(asked: Asked, /, *, kernel: str, symmetric: bool, decay: float, thresh
     given = asked.gauge or DiffusionGauge()
     recipe: DiffusionGauge | KnnGauge = replace(given, symmetric=symmetric)
     if kernel == "decay":
+        ignored = [
+            f"--{name}"
+            for name, value, usual in (
+                ("alpha", given.alpha, 1.0),
+                ("diagonal", given.diagonal, "zero"),
+                ("symmetric", symmetric, False),
+            )
+            if value != usual
+        ]
+        if ignored:
+            raise InvalidInput(f"the decay kernel has no {', '.join(ignored)}: leave it out, or use --kernel gaussian")
         if given.knn is None:
             raise InvalidInput("the decay kernel needs --knn, a whole number of at least 1")
         recipe = KnnGauge(knn=given.knn, decay=decay, thresh=thresh, metric=given.metric)
+    elif (decay, thresh) != (40.0, 1e-4):
+        raise InvalidInput("--decay and --thresh belong to --kernel decay: leave them out, or choose it")
     with asked.working() as how:
         kept = keep_operators(asked.store, **{**how, "gauge": recipe})
     click.echo(f"{kept.n_layers} operators, {kept.n_computed} of them computed now; store {asked.store.root}")

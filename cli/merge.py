@@ -8,7 +8,7 @@ import click
 
 from cli.options import Asked, asking
 from cli.output import note, print_table
-from cli.results import check_targets, number
+from cli.results import check_targets, number, print_remarks
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -68,15 +68,15 @@ def merge(
         merges = merge_operators(asked.store, merging, across=across, steps=steps, weights=shares, **how)
     if not merges.merged:
         raise Unavailable(next(iter(merges.unavailable.values())))
+    if as_json:
+        click.echo(json.dumps([_document(merged) for merged in merges.merged], indent=2, allow_nan=False))
+    else:
+        _show(merges.merged)
     if plot is not None and len(merges.merged) > 1:
         raise InvalidInput(
             f"--plot draws one operator, and there are {len(merges.merged)}, all kept: choose one with --layers, "
             "--runs or --step"
         )
-    if as_json:
-        click.echo(json.dumps([_document(merged) for merged in merges.merged], indent=2, allow_nan=False))
-    else:
-        _show(merges.merged)
     if plot is not None:
         from replay.plots.merge import plot_merge
 
@@ -84,14 +84,17 @@ def merge(
         note(f"written: {plot}")
     for name, reason in merges.unavailable.items():
         note(f"unavailable: {name}: {reason}")
+    print_remarks(merges.merged[0])
 
 
 def _read_weights(given: tuple[str, ...]) -> dict[str, float] | None:
     from store.errors import InvalidInput
 
-    weights = {}
+    weights: dict[str, float] = {}
     for text in given:
         name, _, value = text.rpartition("=")
+        if name in weights:
+            raise InvalidInput(f"--weight names {name!r} twice: give each once")
         try:
             weights[name] = float(value)
         except ValueError:
@@ -105,7 +108,11 @@ def _show(merged: "list[xr.Dataset]") -> None:
     rows = []
     for result in merged:
         attrs = result.attrs
-        place = ", ".join(str(attrs[name]) for name in ("run", "step", "layer") if name in attrs)
+        place = ", ".join(
+            f"step {attrs[name]}" if name == "step" else attrs[name]
+            for name in ("run", "step", "layer")
+            if name in attrs
+        )
         farthest = int(result["distance"].to_numpy().argmax())
         rows.append(
             [
@@ -116,10 +123,14 @@ def _show(merged: "list[xr.Dataset]") -> None:
                 f"{number(float(result['distance'].max()))} ({result['member'].to_numpy()[farthest]})",
             ]
         )
-    click.echo(f"{merged[0].attrs['strategy']} across {merged[0].attrs['across']}; normalised distances")
-    print_table(["merged", "members", "kind", "nearest member", "farthest member"], rows)
+    click.echo(f"{merged[0].attrs['strategy']} across {merged[0].attrs['across']}, kept in the store")
+    distances = ["nearest member (normalised Frobenius)", "farthest member"]
+    print_table(["merged", "members", "kind", *distances], rows)
 
 
 def _document(result: "xr.Dataset") -> dict[str, Any]:
-    members = {name: result[name].to_numpy().tolist() for name in ("member", "weight", "distance")}
+    members = {
+        name: result[name].to_numpy().tolist()
+        for name in ("member", "share", "distance", "revision", "commit", "weights")
+    }
     return {**result.attrs, **members}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-__all__ = ["check_targets", "number", "present", "records", "tabulate"]
+__all__ = ["check_targets", "number", "present", "print_remarks", "records", "tabulate"]
 
 SHOWN_FLAGGED = 3
 """Flagged revisions of a run whose reason is told; the others are named."""
@@ -70,7 +70,7 @@ def present(
     for written in (csv, plot):
         if written is not None:
             note(f"written: {written}")
-    _print_remarks(result)
+    print_remarks(result)
 
 
 def records(table: "pd.DataFrame") -> list[dict[Any, Any]]:
@@ -89,7 +89,8 @@ def number(value: float, form: str = ".3f") -> str:
     return "-" if value != value else format(value, form)
 
 
-def _print_remarks(result: "xr.Dataset") -> None:
+def print_remarks(result: "xr.Dataset") -> None:
+    """Say on stderr what was left out, what is the same, and what is undefined, with the reasons."""
     for run, names in result.attrs.get("dropped", {}).items():
         note(f"left out: {run} {', '.join(names)}: another run lacks the step, or another revision holds it")
     what = "taken in" if result.attrs.get("include_flagged") else "left out"
@@ -99,10 +100,16 @@ def _print_remarks(result: "xr.Dataset") -> None:
         if len(reasons) > SHOWN_FLAGGED:
             note(f"flagged: {run} {', '.join(list(reasons)[SHOWN_FLAGGED:])}; {what} too")
     for one, other in result.attrs.get("identical", ()):
-        note(f"identical: {one} and {other} hold the same checkpoints, so their distance is 0 everywhere")
+        note(f"identical: {one} and {other} hold the same checkpoints, so their distance is 0")
+    for *where, n_parts, n_isolated in result.attrs.get("disconnected", [])[:SHOWN_REASONS]:
+        lone = f", {n_isolated} of its probes are linked to none" if n_isolated else ""
+        note(f"disconnected: {_place(where)}: a graph falls into {n_parts} parts{lone}; a larger --knn may join them")
     undefined: list[list[Any]] = result.attrs.get("unavailable", [])
     for *where, reason in undefined[:SHOWN_REASONS]:
-        parts = [f"step {part}" if isinstance(part, int) else str(part) for part in where if part is not None]
-        note(f"unavailable: {', '.join(parts)}: {reason}")
+        note(f"unavailable: {_place(where)}: {reason}")
     if len(undefined) > SHOWN_REASONS:
         note(f"unavailable: {len(undefined) - SHOWN_REASONS} more, all in --json")
+
+
+def _place(parts: list[Any]) -> str:
+    return ", ".join(f"step {part}" if isinstance(part, int) else str(part) for part in parts if part is not None)

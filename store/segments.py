@@ -7,6 +7,7 @@ folder, swept later, or a complete folder without a row, which the next writer o
 
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -141,21 +142,29 @@ def read_slice(root: Path, segment: str, array: str, position: int) -> NDArray[n
     StoreDamaged
         If the segment is gone or its checksums do not hold.
     """
-    import zarr
+    from numcodecs import blosc
+    from numcodecs.checksum32 import CRC32C
 
     path = segment_path(root, segment)
     remedy = f"remove {path} and run the same commands again"
+    checked = CRC32C(location="end")
     try:
-        stored = zarr.open_array(store=str(path / array), mode="r")
-        n_shards = -(-stored.shape[2] // (stored.shards or stored.chunks)[2])
-        shards = [path / array / "c" / "0" / str(position) / str(number) / "0" for number in range(n_shards)]
-        lost = [shard for shard in shards if not shard.is_file()]
-        if lost:
-            raise StoreDamaged(f"{lost[0]} is gone: {remedy}")  # zarr would read it as NaN
-        values = stored[0, position]
-    except (FileNotFoundError, ValueError) as error:
+        stored = json.loads((path / array / "zarr.json").read_bytes())
+        n_rows, n_columns = stored["shape"][2:]
+        shard = stored["chunk_grid"]["configuration"]["chunk_shape"][2]
+        chunk = stored["codecs"][0]["configuration"]["chunk_shape"][2]
+        values = np.empty((-(-n_rows // chunk) * chunk, n_columns), stored["data_type"])
+        for number, first in enumerate(range(0, n_rows, shard)):
+            content = memoryview((path / array / "c" / "0" / str(position) / str(number) / "0").read_bytes())
+            # zarr would take three times as long: a shard ends in offset and size of each chunk, and all have checksums
+            places = np.frombuffer(checked.decode(content[-16 * (shard // chunk) - 4 :]), "<u8").reshape(-1, 2)
+            for row, (offset, size) in zip(range(first, n_rows, chunk), places.tolist(), strict=False):
+                blosc.decompress(checked.decode(content[offset : offset + size]), values[row : row + chunk])
+    except FileNotFoundError as error:
+        raise StoreDamaged(f"{error.filename} is gone: {remedy}") from error
+    except (ValueError, LookupError, TypeError, RuntimeError) as error:
         raise StoreDamaged(f"{path / array} cannot be read ({error}): {remedy}") from error
-    return np.asarray(values, dtype=np.float32)
+    return np.asarray(values[:n_rows], dtype=np.float32)
 
 
 def publish(root: Path, staged: Staged) -> None:

@@ -148,12 +148,24 @@ def test_phases_ignore_the_order_of_the_steps_and_leave_out_zeros_and_unknown_va
     spread = np.exp(-np.array(EVEN_GRID) / 400)
     replicates = np.outer(spread, np.linspace(0.9, 1.1, 15))
     expected = phases_of_convergence(EVEN_GRID[2:], spread[2:], replicates[2:])
-    spread[0], replicates[1, 3] = 0, 0
+    spread[:2] = 0
     order = np.random.default_rng(0).permutation(len(EVEN_GRID))
     steps = [EVEN_GRID[k] for k in order]
     assert phases_of_convergence(steps, spread[order], replicates[order]) == expected
     spread[:2] = np.nan
     assert phases_of_convergence(EVEN_GRID, spread, replicates) == expected
+
+
+def test_a_replicate_of_zero_leaves_its_step_in_and_counts_as_one_less_in_the_logarithm() -> None:
+    spread = np.exp(-np.array(EVEN_GRID) / 400)
+    replicates = np.outer(spread, np.ones(15))
+    replicates[1, 3] = spread[1] / np.e
+    expected = convergence_rate(EVEN_GRID, spread, replicates)
+    replicates[1, 3] = 0
+    rate = convergence_rate(EVEN_GRID, spread, replicates)
+    assert rate == expected
+    assert rate.n_excluded == 0
+    assert rate.low < rate.slope < rate.high
 
 
 def test_phases_of_too_few_or_unusable_steps_are_refused() -> None:

@@ -392,6 +392,7 @@ def test_memory_stays_below_six_bytes_a_pair(knn: int | None) -> None:
 
 
 def test_importing_the_analyses_does_not_import_torch() -> None:
-    modules = "replay.geometry.gauge, replay.geometry.spread, replay.plots.spread"
+    plots = ("spread", "spectrum", "path", "similarity", "embedding", "multislice", "merge")
+    modules = ", ".join(["replay.geometry.measures", "replay.analyses.merging", *(f"replay.plots.{n}" for n in plots)])
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

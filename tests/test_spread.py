@@ -124,6 +124,31 @@ def test_a_sample_of_the_columns_gives_nearly_the_error_of_all(monkeypatch: pyte
     assert 0 < np.std(sampled - whole) < 0.2 * np.std(whole)
 
 
+def test_neighbours_within_one_bandwidth_for_all_are_those_nearer_than_the_median_distance() -> None:
+    X = draw(np.random.default_rng(0), 150)[0]
+    d = np.linalg.norm(X[:, None] - X, axis=2)
+    near = (d <= np.median(d[np.triu_indices(150, 1)])) - np.eye(150)
+    excess = respond(DiffusionGauge(knn=None), X, np.arange(150)).excess
+    assert np.allclose(excess, near - near.sum(axis=1, keepdims=True) / 150, atol=1e-4)
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = draw(np.random.default_rng(0), 150)
+    P, Q, R = (GAUGE(X).matrix for X in runs)
+    monkeypatch.setattr(influence, "BLOCK", 5000)  # eleven rows at a time, and four at last
+    some = spread(runs)
+    assert np.isclose(some.raw.value, np.mean([frobenius_distance(*pair) for pair in ((P, Q), (P, R), (Q, R))]), 1e-6)
+    monkeypatch.setattr(influence, "BLOCK", 1 << 18)
+    assert np.allclose(some.raw.replicates, spread(runs).raw.replicates, rtol=1e-6)
+
+
+def test_a_response_is_made_in_the_room_it_is_given() -> None:
+    X, room = draw(np.random.default_rng(0), 80)[0], np.empty((80, 80), np.float32)
+    point = respond(GAUGE, X, probe_groups(80), out=room)
+    assert point.matrix is room
+    assert np.allclose(room, GAUGE(X).matrix, rtol=1e-5)
+
+
 def test_identical_operators_have_spread_exactly_zero() -> None:
     equal = spread(draw(np.random.default_rng(0), 60)[:1] * 4)
     for part in (equal.raw, equal.normalized):
@@ -278,6 +303,19 @@ def test_operators_that_cannot_be_compared_are_refused() -> None:
         spread_from_activations(runs, GAUGE, operators=[P, np.where(Q > 0.01, np.nan, Q), R])
     with pytest.raises(InvalidInput, match="different kinds"):
         spread_from_activations(runs, GAUGE, operators=[DiffusionGauge(symmetric=True)(X) for X in runs])
+
+
+def test_replicates_are_exact_where_a_probe_is_isolated_or_the_doubt_is_large() -> None:
+    rng = np.random.default_rng(0)
+    X = [rng.normal(size=(120, 6)) for _ in range(2)]
+    X[1][5] += 1e6
+    groups = probe_groups(120)
+    (pair,) = compare_frobenius(X, GAUGE, [(0, 1)])
+    left_out = zip(*(GAUGE.leave_group_out(x, groups) for x in X), strict=True)
+    exact = [np.linalg.norm(P.matrix.astype(float) - Q.matrix) for P, Q in left_out]
+    np.testing.assert_allclose(pair.raw.replicates, exact, rtol=1e-6)
+    assert np.ptp(exact) > 0.1 * pair.raw.value  # the group of the isolated probe, which first order does not see
+    assert (pair.raw.n_parts, pair.raw.n_isolated) == (2, 1)
 
 
 def test_influences_take_little_memory_beyond_the_operators() -> None:

@@ -17,6 +17,7 @@ import zarr
 from sqlalchemy import select
 
 from replay.opening import open_store
+from store import segments
 from store.catalog import Store
 from store.commits import (
     LayerArray,
@@ -372,6 +373,41 @@ def test_a_lost_or_altered_file_is_an_error_and_never_a_number(filling: Filling)
     for row in rows:
         with pytest.raises(StoreDamaged, match="missing or altered"):
             verify(filling.store.root, row.id, row.files)
+
+
+def test_a_layer_of_several_shards_is_read_as_zarr_reads_it(filling: Filling, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "SHARD_BYTES", 2 * 256 * WIDTH * 4)
+    X = [values("step0", number, rows=1300) for number in range(2)]
+    arrays = {"a": segments.Array(X, ("revision", "layer", "probe", "feature"), stacked=True)}
+    staged = segments.stage(filling.store.root, "5e6", kind="activations", arrays=arrays, attrs={})
+    segments.publish(filling.store.root, staged)
+    stored = zarr.open_array(str(segment_path(filling.store.root, "5e6") / "a"), mode="r")
+    assert stored.shards == (1, 1, 512, WIDTH)
+    for number in range(2):
+        read = segments.read_slice(filling.store.root, "5e6", "a", number)
+        np.testing.assert_array_equal(read, X[number])
+        np.testing.assert_array_equal(read, stored[0, number])
+
+
+def test_a_layer_that_is_altered_anywhere_is_not_read(filling: Filling) -> None:
+    arrays = {"a": segments.Array([values("step0", 0)], ("revision", "layer", "probe", "feature"), stacked=True)}
+    segments.publish(
+        filling.store.root,
+        segments.stage(filling.store.root, "5e6", kind="activations", arrays=arrays, attrs={}),
+    )
+    shard = segment_path(filling.store.root, "5e6") / "a" / "c" / "0" / "0" / "0" / "0"
+    content = shard.read_bytes()
+    for place in range(len(content)):
+        shard.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(StoreDamaged, match=r"cannot be read .* run the same commands again"):
+            segments.read_slice(filling.store.root, "5e6", "a", 0)
+    for length in (0, 3, len(content) - 1):
+        shard.write_bytes(content[:length])
+        with pytest.raises(StoreDamaged, match="cannot be read"):
+            segments.read_slice(filling.store.root, "5e6", "a", 0)
+    shard.unlink()
+    with pytest.raises(StoreDamaged, match="is gone: remove"):
+        segments.read_slice(filling.store.root, "5e6", "a", 0)
 
 
 def test_staging_of_a_dead_process_is_swept_and_of_a_living_one_kept(filling: Filling) -> None:

@@ -25,6 +25,7 @@ from replay.geometry.merging import DiffusionMerging
 from replay.jobs import Cluster
 from replay.opening import open_store
 from store.catalog import Store
+from store.commits import RevisionRecord, put_run
 from store.errors import InvalidInput, Unavailable, UnknownRun
 
 RUNS = ("run0", "run1", "run2")
@@ -128,7 +129,7 @@ def test_a_new_checkpoint_costs_one_spectrum_a_layer_and_its_own_pairs(store: St
 def test_similarity_of_layers_steps_and_runs_equals_the_written_out_measure(store: Store) -> None:
     layers = analyze_similarity(store)
     assert layers["similarity"].dims == ("panel", "row", "column")
-    assert list(layers["panel"].values) == list(RUNS)
+    assert list(layers["panel"].values) == [f"{run}, step 400" for run in RUNS]
     assert list(layers["label"].values) == LAYERS
     for panel, name in enumerate(RUNS):
         expected = debiased_cka(activations(name, 400, 0), activations(name, 400, 1))
@@ -248,7 +249,7 @@ def test_weights_are_by_name_and_a_wrong_one_leaves_nothing(store: Store) -> Non
     (merged,) = merge_operators(store, merging, choice=choice, weights={"run0": 3, "run1": 1, "run2": 0}).merged
     expected = 0.75 * operator("run0", 400, 0) + 0.25 * operator("run1", 400, 0)
     np.testing.assert_allclose(merged["operator"], expected, atol=1e-6)
-    np.testing.assert_allclose(merged["weight"], [0.75, 0.25, 0])
+    np.testing.assert_allclose(merged["share"], [0.75, 0.25, 0])
 
 
 @pytest.mark.parametrize("strategy", ["log_euclidean", "alternating", "ot_barycenter"])
@@ -312,8 +313,7 @@ def test_table_json_and_plot_are_written_for_every_question(
     store: Store, verb: tuple[str, ...], tmp_path: Path
 ) -> None:
     plot = tmp_path / "plot.png"
-    narrow = {"merge": ["--layers", "blocks[1]"], "multislice": ["--layers", "blocks[1]", "--runs", "run0"]}
-    one = narrow.get(verb[0], narrow.get(verb[1], []))
+    one = ["--layers", "blocks[1]"] if verb[0] == "merge" else []
     shown = run("--store", store.root, *verb, *one, "--plot", plot)
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert f"written: {plot}" in shown.stderr
@@ -336,8 +336,16 @@ def test_too_few_of_anything_is_one_line_and_nothing_is_kept(root: Path, tmp_pat
         (("analyze", "spread"), "spread is the distance between runs and needs two"),
         (("analyze", "path"), "a path needs 3 checkpoints or more, and run0 has 2"),
         (("analyze", "embed"), "an embedding needs 4 checkpoints or more, and run0 have 2"),
-        (("analyze", "similarity"), "similarity across layers needs two of them, and there is blocks[0]:output:mean"),
-        (("analyze", "similarity", "--across", "runs"), "similarity across runs needs two of them, and there is run0"),
+        (("analyze", "similarity"), "across layers needs two of them, and there is only blocks[0]:output:mean"),
+        (("analyze", "similarity", "--across", "runs"), "across runs needs two of them, and there is only run0"),
+        (("analyze", "embed", "--seed", "-1"), "seed must be a whole number from 0 to 4294967295, not -1"),
+        (("analyze", "multislice", "--seed", "99999999999"), "seed must be a whole number from 0 to 4294967295"),
+        (("analyze", "multislice", "--neighbours", "0"), "--neighbours must be a whole number of at least 1, not 0"),
+        (("merge", "--strategy", "frobenius_mean"), "a merge needs two operators, and there is only run0"),
+        (("merge", "--strategy", "frobenius_mean", "--weight", "a=1", "--weight", "a=2"), "--weight names 'a' twice"),
+        (("merge", "--strategy", "frobenius_mean", "--across", "steps", "--memory", "500MB"), "merging 2 operators"),
+        (("gauge", "--kernel", "decay", "--alpha", "0.3", "--symmetric"), "has no --alpha, --symmetric"),
+        (("gauge", "--decay", "10"), "--decay and --thresh belong to --kernel decay"),
         (("analyze", "spread", "--measure", "frobenious"), "did you mean frobenius"),
         (("analyze", "spectrum", "--knn", "few"), "--knn must be a whole number of at least 1, or none, not 'few'"),
         (("analyze", "spectrum", "--alpha", "2"), "alpha must be a number from 0 to 1, not 2.0"),
@@ -378,3 +386,51 @@ def test_a_layer_whose_activations_are_all_equal_is_unavailable_and_the_others_s
     assert reason in next(iter(merges.unavailable.values()))
     with pytest.raises(Unavailable, match="a path needs 3"):
         analyze_path(write_store(root, {"short": {0: made_up["run0"][0]}}), choice=Choice(runs=["short"]))
+
+
+def test_a_layer_that_one_run_lacks_is_named_by_every_question(root: Path) -> None:
+    made_up = histories()
+    for step in (0, 100, 200, 400):
+        del made_up["run1"][step]["blocks[1]"]
+    store = write_store(root, made_up)
+    merges = merge_operators(store, DiffusionMerging("frobenius_mean"), steps=[200])
+    assert [merged.attrs["layer"] for merged in merges.merged] == [LAYERS[0]]
+    assert list(merges.unavailable.values()) == [f"run1 has not {LAYERS[1]} at step 200: ingest it with --layers"]
+    path = analyze_path(store)
+    assert path["length"].sel(run="run1", layer=LAYERS[1]).isnull().all()
+    assert path["length"].isnull().sum() == 5
+    assert any(
+        "a path needs 3 checkpoints or more, and there are 1" in entry[-1] for entry in path.attrs["unavailable"]
+    )
+    similarity = analyze_similarity(store, steps=[200])
+    assert similarity["similarity"].isnull().sum() == 3
+    assert similarity.attrs["unavailable"][0][-1] == "this checkpoint has not this layer: ingest it with --layers"
+
+
+def test_graphs_in_parts_are_named_and_their_merge_is_kept_without_places(root: Path) -> None:
+    made_up = histories()
+    made_up["run2"][400]["blocks[0]"][7] += 1e4
+    store = write_store(root, made_up)
+    for verb in (("spread",), ("path",), ("spectrum",), ("similarity", "--measure", "frobenius"), ("embed",)):
+        told = run("--store", root, "analyze", *verb).stderr
+        assert "a graph falls into 2 parts, 1 of its probes are linked to none; a larger --knn may join them" in told
+        assert (LAYERS[0] in told) == (verb[0] != "similarity")  # there a panel is a run at a step
+    (merged, _) = merge_operators(store, DiffusionMerging("log_euclidean"), choice=Choice(runs=["run2", "run1"])).merged
+    assert merged.attrs["disconnected"] == [["run2", 2, 1]]
+    np.testing.assert_allclose(merged["operator"].sum("probe_to"), 1, atol=1e-5)
+
+
+def test_a_new_commit_of_the_same_weights_is_told_anew(store: Store) -> None:
+    questions = (analyze_spread, analyze_path, analyze_spectrum, analyze_similarity, analyze_multislice)
+    for question in questions:
+        question(store)
+    steps = [
+        RevisionRecord(f"step{step}", commit="new", step=step, weights=f"run0-{step}", tokenizer="t") for step in STEPS
+    ]
+    put_run(store, "run0", source="folder", location="run0", records=steps)
+    for question in questions:
+        assert (question(store)["commit"].sel(run="run0") == "new").all()
+    assert (analyze_embedding(store)["commit"].values[:5] == "new").all()
+    (merged, _) = merge_operators(store, DiffusionMerging("frobenius_mean")).merged
+    assert list(merged["commit"].values) == ["new", "", ""]
+    assert list(merged["weights"].values) == ["run0-400", "run1-400", "run2-400"]

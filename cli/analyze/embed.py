@@ -21,10 +21,10 @@ __all__ = ["embed"]
 @click.command()
 @click.option(
     "--method",
-    type=click.Choice(["phate", "mds", "diffusion", "multislice"]),
+    type=click.Choice(["phate", "mds", "diffusion"]),
     default="phate",
     show_default=True,
-    help="How points are laid out; multislice has a point for each step and probe.",
+    help="How points are laid out.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of phate.")
 @asking(measure="frobenius")

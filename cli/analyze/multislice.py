@@ -35,15 +35,8 @@ def multislice(
 
 def _draw(result: "xr.Dataset", path: Path) -> None:
     from replay.plots.multislice import plot_multislice
-    from store.errors import InvalidInput
 
-    n_pictures = result.sizes["run"] * result.sizes["layer"]
-    if n_pictures > 1:
-        raise InvalidInput(
-            f"--plot draws one run and layer, and there are {n_pictures}, all kept: choose one with --runs and --layers"
-        )
-    one = result.isel(run=0, layer=0)
-    plot_multislice(one.assign_attrs(runs=[str(one["run"].item())], layer=str(one["layer"].item())), path)
+    plot_multislice(result, path)
 
 
 def _show(result: "xr.Dataset") -> None:

@@ -38,7 +38,7 @@ def _draw(result: "xr.Dataset", path: Path) -> None:
 def _show(result: "xr.Dataset") -> None:
     attrs = result.attrs
     click.echo(
-        f"paths of {len(attrs['runs'])} runs in {attrs['measure_title']} over {attrs['n_probes']} probes of "
+        f"{len(attrs['runs'])} runs, {attrs['measure_title']}, over {attrs['n_probes']} probes of "
         f"{attrs['probes']!r} ({attrs['dtype']}); straightness is 1 on a straight line; roughness is 1 there, 1.41 for "
         f"a random walk and 2 for mere noise; {attrs['interval']}; --csv has every step"
     )

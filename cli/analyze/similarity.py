@@ -60,7 +60,8 @@ def _show(result: "xr.Dataset") -> None:
     what = "equal is 0" if attrs["sense"] == "distance" else "equal is 1"
     nulls = result["null"].to_numpy()
     known = nulls[~np.isnan(nulls)]
-    doubt = f"relabelled probes give {known.min():.3f} to {known.max():.3f}" if len(known) else attrs["no_null"]
+    ends = sorted({f"{known.min():.3f}", f"{known.max():.3f}"}) if len(known) else []
+    doubt = f"relabelled probes give {' to '.join(ends)}" if ends else attrs["no_null"]
     click.echo(
         f"{attrs['measure_title']} across {attrs['across']} over {attrs['n_probes']} probes of {attrs['probes']!r} "
         f"({attrs['dtype']}); {what}, {doubt}"

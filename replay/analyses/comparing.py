@@ -22,7 +22,24 @@ from store.errors import InvalidInput, Unavailable
 from store.measurements import Measured
 from store.segments import read_slice
 
-__all__ = ["Found", "compare", "compare_with_doubt", "describe", "fill_matrix", "read_distances", "read_point"]
+__all__ = [
+    "Found",
+    "Place",
+    "compare",
+    "compare_with_doubt",
+    "describe",
+    "disconnected",
+    "distance_title",
+    "fill_matrix",
+    "read_distances",
+    "read_point",
+]
+
+VERSION = 2
+"""Version of what is kept of a comparison, part of its recipe."""
+
+Place = tuple[str | int, ...]
+"""Where something was measured: run, step, layer, in the order of the analysis."""
 
 Found = dict[tuple[tuple[str, str], tuple[str, str]], Measured]
 """What was measured of each pair of points."""
@@ -46,7 +63,7 @@ def compare(
     """Return value and null of all pairs of different points within each group, computing only what the store lacks."""
     return measure_pairs(
         store,
-        {"what": "comparisons", **describe(measure, gauge)},
+        {"what": "comparisons", **describe(measure, gauge), "version": VERSION},
         {
             name: [(one, other) for one, other in combinations(members, 2) if one.point != other.point]
             for name, members in groups.items()
@@ -79,10 +96,28 @@ def compare_with_doubt(
     )
 
 
+def distance_title(measure: Measure) -> str:
+    """Return a few words for what distances by a measure are."""
+    return measure.title if measure.sense == "distance" else f"{measure.title} as a distance"
+
+
 def read_distances(measured: Measured, measure: Measure) -> tuple[PairDistance, ...]:
     """Return what `compare_with_doubt` kept of a pair: the measure's distance; for Frobenius the normalised one too."""
     rows = measured.numbers.reshape(2 if measure.name == "frobenius" else 1, -1)
-    return tuple(PairDistance(float(r[0]), None if np.isnan(r[1]) else float(r[1]), r[2:]) for r in rows)
+    return tuple(
+        PairDistance(float(r[0]), None if np.isnan(r[1]) else float(r[1]), r[4:], int(r[2]), int(r[3])) for r in rows
+    )
+
+
+def disconnected(places: Mapping[Place, Sequence[Measured]]) -> list[list[Any]]:
+    """Say where graphs fall into parts: the place, into how many at most, and how many probes have no link."""
+    told = []
+    for place, measured in places.items():
+        known = [one.numbers for one in measured if not one.reason]
+        n_parts, n_isolated = (int(max((numbers[k] for numbers in known), default=0)) for k in (2, 3))
+        if n_parts > 1:
+            told.append([*place, n_parts, n_isolated])
+    return told
 
 
 def fill_matrix(
@@ -94,11 +129,13 @@ def fill_matrix(
     values, nulls = np.full((2, len(members), len(members)), np.nan)
     reasons: dict[tuple[int, int], str] = {}
     for i, one in enumerate(members):
-        if one is not None:
-            values[i, i] = diagonal
+        if one is None:
+            reasons[i, i] = "this checkpoint has not this layer: ingest it with --layers"
+            continue
+        values[i, i] = diagonal
         for j in range(i):
             other = members[j]
-            if one is None or other is None:
+            if other is None:
                 continue
             if one.point == other.point:
                 values[i, j] = values[j, i] = diagonal
@@ -132,10 +169,15 @@ def _compare(
 ) -> list[Numbers]:
     views: dict[int, Any] = {}
     reasons: dict[int, str] = {}
+    parts: dict[int, tuple[int, int]] = {}
     for place, piece in enumerate(points):
         try:
             X = read_point(root, piece)
-            views[place] = measure.view(gauge(X) if measure.of == "operator" else X)
+            if measure.of == "operator":
+                P = gauge(X)
+                views[place], parts[place] = measure.view(P), (P.quality.n_components, len(P.quality.isolated))
+            else:
+                views[place], parts[place] = measure.view(X), (1, 0)
         except (InvalidInput, Unavailable) as error:
             reasons[place] = str(error)
     sound = [pair for pair in pairs if pair[0] in views and pair[1] in views]
@@ -148,7 +190,7 @@ def _compare(
     nulls = measure.null(left, right) if sound else np.empty((0, 0))
     row_of, column_of = {i: n for n, i in enumerate(rows)}, {j: n for n, j in enumerate(columns)}
     return [
-        np.array([values[row_of[i], column_of[j]], nulls[row_of[i], column_of[j]]])
+        np.array([values[row_of[i], column_of[j]], nulls[row_of[i], column_of[j]], *map(max, parts[i], parts[j])])
         if i in views and j in views
         else reasons.get(i) or reasons[j]
         for i, j in pairs
@@ -185,7 +227,8 @@ def _compare_with_doubt(
 
 def _packed(distance: PairDistance, *, same: bool) -> npt.NDArray[np.float64]:
     """Give a distance in one row; that of a point from itself is free of rounding."""
-    numbers = np.array([distance.value, np.nan if distance.null is None else distance.null, *distance.replicates])
+    null = np.nan if distance.null is None else distance.null
+    numbers = np.array([distance.value, null, distance.n_parts, distance.n_isolated, *distance.replicates])
     if same:
-        numbers[0] = numbers[2:] = 0
+        numbers[0] = numbers[4:] = 0
     return numbers

@@ -1,17 +1,18 @@
 """Trajectories in a plane: all checkpoints of all runs as points, from the distances between them."""
 
 from collections.abc import Mapping
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from replay.analyses.comparing import compare, describe, fill_matrix
+from replay.analyses.comparing import compare, describe, disconnected, distance_title, fill_matrix
 from replay.analyses.measuring import Advance
 from replay.analyses.results import Made, keep_result, texts
 from replay.analyses.selection import Choice, Slice, select_layers
 from replay.geometry import embedding as embedding_module
-from replay.geometry.embedding import SMALLEST, Method, embed
+from replay.geometry.embedding import SMALLEST, Method, check_seed, embed
 from replay.geometry.gauge import DiffusionGauge
 from replay.geometry.measures import Measure, find_measure
 from replay.jobs import Cluster
@@ -74,6 +75,7 @@ def analyze_embedding(
     UnknownRun, UnknownLayer, InvalidInput
         If names match nothing, or the runs share no probe set.
     """
+    check_seed(seed)
     measure, gauge, cluster = measure or find_measure("frobenius"), gauge or DiffusionGauge(), cluster or Cluster()
     selection = select_layers(store, choice or Choice())
     places = [(run, step) for run, history in selection.histories.items() for step in history.steps(selection.layers)]
@@ -96,7 +98,9 @@ def analyze_embedding(
     inputs = [[*place, *(None if p is None else p.point for p in row)] for place, row in zip(
         places, zip(*members.values(), strict=True), strict=True
     )]  # fmt: skip
-    key = content_key("embedding", inputs=inputs, version=embedding_module.VERSION, **parameters)
+    revisions = [selection.histories[run].revisions[step] for run, step in places]
+    made_from = [[revision.name, revision.commit, revision.weights] for revision in revisions]
+    key = content_key("embedding", inputs=inputs, made_from=made_from, version=embedding_module.VERSION, **parameters)
 
     def make() -> Made:
         groups = {layer: [piece for piece in pieces if piece is not None] for layer, pieces in members.items()}
@@ -121,7 +125,6 @@ def analyze_embedding(
             facts[layer] = {**embedded.parameters, **embedded.facts, "n_neighbours": embedded.n_neighbours}
             for name in JUDGEMENTS:
                 judged[name][number] = getattr(embedded, name)
-        revisions = [selection.histories[run].revisions[step] for run, step in places]
         arrays = {
             "embedding": Array(points, ("layer", "point", "component")),
             "distance": Array(distances, ("layer", "point", "point_to")),
@@ -134,9 +137,15 @@ def analyze_embedding(
             "weights": texts([r.weights or "" for r in revisions], ("point",)),
         }
         attrs = {
-            "measure_title": measure.title,
+            "measure_title": distance_title(measure),
             "n_probes": max(piece.n_probes for pieces in groups.values() for piece in pieces),
             "facts": facts,
+            "disconnected": disconnected(
+                {
+                    (layer,): [found[a.point, b.point] for a, b in combinations(pieces, 2) if a.point != b.point]
+                    for layer, pieces in groups.items()
+                }
+            ),
             "unavailable": reasons,
         }
         return Made(arrays, attrs)
@@ -152,6 +161,6 @@ def _whole(
     kept = np.nonzero(~np.isnan(np.diagonal(D)))[0]
     while np.isnan(lacking := D[np.ix_(kept, kept)]).any():
         worst = int(kept[np.isnan(lacking).sum(axis=1).argmax()])
-        reasons[worst] = next(reason for pair, reason in undefined.items() if worst in pair)
+        reasons[worst] = next(reason for (i, j), reason in undefined.items() if i != j and worst in (i, j))
         kept = kept[kept != worst]
     return kept, reasons

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from replay.analyses.selection import Slice
 from replay.jobs import Cluster, execute
+from replay.units import human_bytes
 from store.catalog import Store
 from store.errors import InvalidInput
 from store.keys import canonical
@@ -155,8 +156,8 @@ def _at_once(slices: Sequence[Slice], point_bytes: Callable[[Slice], int], clust
     at_once = cluster.task_memory // point_bytes(largest)
     if at_once < 2:
         raise InvalidInput(
-            f"two points of {largest.n_probes} probes take {2 * point_bytes(largest) / 1e9:.1f} GB and a task may take "
-            f"{cluster.task_memory / 1e9:.1f} GB: give more --memory, or choose fewer probes"
+            f"two points of {largest.n_probes} probes take {human_bytes(2 * point_bytes(largest))} and a task may take "
+            f"{human_bytes(cluster.task_memory)}: give more --memory, or choose fewer probes"
         )
     return at_once
 

@@ -12,8 +12,10 @@ from replay.analyses.measuring import Advance, Numbers
 from replay.analyses.results import Made, keep_result, texts
 from replay.analyses.selection import Choice, Slice, select_layers
 from replay.geometry import multislice as multislice_module
+from replay.geometry.embedding import check_seed
 from replay.geometry.multislice import multislice_kernel, multislice_phate
 from replay.jobs import Cluster, execute
+from replay.units import human_bytes
 from store.catalog import Store
 from store.errors import InvalidInput, Unavailable
 from store.keys import content_key
@@ -68,6 +70,9 @@ def analyze_multislice(
     UnknownRun, UnknownLayer
         If names match nothing.
     """
+    check_seed(seed)
+    if knn < 1:
+        raise InvalidInput(f"--neighbours must be a whole number of at least 1, not {knn}")
     cluster = cluster or Cluster()
     selection = select_layers(store, choice or Choice())
     slices: dict[tuple[str, str], dict[int, Slice]] = {
@@ -79,7 +84,8 @@ def analyze_multislice(
     n_probes = max(piece.n_probes for pieces in slices.values() for piece in pieces.values())
     parameters = {**selection.parameters(), "steps": steps, "knn": knn, "seed": seed}
     inputs = [[run, layer, step, p.point] for (run, layer), pieces in slices.items() for step, p in pieces.items()]
-    key = content_key("multislice", inputs=inputs, version=multislice_module.VERSION, **parameters)
+    made_from = selection.made_from(dict.fromkeys(selection.runs, steps))
+    key = content_key("multislice", inputs=inputs, made_from=made_from, version=multislice_module.VERSION, **parameters)
     probes = store.probes(selection.capture.probes)
 
     def make() -> Made:
@@ -117,6 +123,7 @@ def analyze_multislice(
             "run": texts(selection.runs, ("run",)),
             "layer": texts(selection.layers, ("layer",)),
             "step": Array(np.array(steps, np.int64), ("step",)),
+            **{name: texts(rows, ("run", "step")) for name, rows in made_from.items()},
             **{name: texts(["" if v is None else v for v in probes[name]], ("probe",)) for name in ("label", "text")},
         }
         return Made(arrays, {"n_probes": n_probes, "unavailable": sorted(reasons)})
@@ -132,7 +139,7 @@ def _check_memory(paths: Iterable[dict[int, Slice]], cluster: Cluster) -> None:
     largest = max(map(size, paths))
     if largest > cluster.task_memory:
         raise InvalidInput(
-            f"one run's kernel takes {largest / 1e9:.1f} GB and a task may take {cluster.task_memory / 1e9:.1f} GB: "
+            f"one run's kernel takes {human_bytes(largest)} and a task may take {human_bytes(cluster.task_memory)}: "
             "give more --memory, or choose fewer probes"
         )
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from replay.analyses.comparing import Found, compare_with_doubt, describe, read_distances
+from replay.analyses.comparing import Found, compare_with_doubt, describe, disconnected, distance_title, read_distances
 from replay.analyses.measuring import Advance
 from replay.analyses.results import Made, keep_result, texts
 from replay.analyses.selection import Choice, Selection, Slice, select_layers
@@ -104,27 +104,36 @@ def analyze_path(
         for run, history in selection.histories.items()
         for layer in selection.layers
     }
-    for (run, layer), path in paths.items():
-        if len(path) < 1 + REACH:
-            raise Unavailable(
-                f"a path needs {1 + REACH} checkpoints or more, and {run} has {len(path)} with {layer}: ingest more "
-                "revisions, or choose other runs with --runs"
-            )
+    longest = max(paths, key=lambda place: len(paths[place]))
+    if len(paths[longest]) <= REACH:
+        raise Unavailable(
+            f"a path needs {1 + REACH} checkpoints or more, and {longest[0]} has {len(paths[longest])}: ingest more "
+            "revisions, or choose other runs with --runs"
+        )
     steps = sorted({step for path in paths.values() for step in path})
     parameters = {**selection.parameters(), "steps": steps, **describe(measure, gauge), "groups": N_GROUPS}
     inputs = [[run, layer, step, p.point] for (run, layer), path in paths.items() for step, p in path.items()]
     versions = [spread_module.VERSION, paths_module.VERSION]
-    key = content_key("path", inputs=inputs, versions=versions, **parameters)
+    made_from = selection.made_from(dict.fromkeys(selection.runs, steps))
+    key = content_key("path", inputs=inputs, made_from=made_from, versions=versions, **parameters)
 
     def make() -> Made:
         groups = {}
         for (run, layer), path in paths.items():
             pieces = list(path.values())
-            groups[f"path-{run}-{layer}"] = [(pieces[i], pieces[j]) for i, j in _links(len(pieces))]
+            if len(pieces) > REACH:
+                groups[f"path-{run}-{layer}"] = [(pieces[i], pieces[j]) for i, j in _links(len(pieces))]
         found = compare_with_doubt(store, groups, measure, gauge, cluster=cluster, advance=advance)
         made = _tables(selection, paths, steps, found, measure)
         made.attrs.update(
-            measure_title=measure.title,
+            disconnected=disconnected(
+                {
+                    (run, layer): [found[pieces[i].point, pieces[j].point] for i, j in _links(len(pieces))]
+                    for (run, layer), pieces in ((place, list(path.values())) for place, path in paths.items())
+                    if len(pieces) > REACH
+                }
+            ),
+            measure_title=distance_title(measure),
             n_probes=max(piece.n_probes for path in paths.values() for piece in path.values()),
             interval="95 % over probes, delete-group jackknife",
         )
@@ -180,6 +189,8 @@ def _links(n_points: int) -> list[tuple[int, int]]:
 
 def _distances(pieces: Sequence[Slice], found: Found, measure: Measure) -> tuple[Floats, Floats]:
     """Return distances and replicates as matrices; what no part of a path asks for is left at zero."""
+    if len(pieces) <= REACH:
+        raise Unavailable(f"a path needs {1 + REACH} checkpoints or more, and there are {len(pieces)} with this layer")
     links = _links(len(pieces))
     measured = [found[pieces[i].point, pieces[j].point] for i, j in links]
     reason = next((one.reason for one in measured if one.reason), None)

@@ -1,11 +1,12 @@
 """Similarity of representations: layers with layers, steps with steps, runs with runs."""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from replay.analyses.comparing import compare, describe, fill_matrix
+from replay.analyses.comparing import Place, compare, describe, disconnected, fill_matrix
 from replay.analyses.measuring import Advance
 from replay.analyses.results import Made, keep_result, texts
 from replay.analyses.selection import Choice, Selection, Slice, choose_steps, select_layers
@@ -15,6 +16,7 @@ from replay.jobs import Cluster
 from store.catalog import Store
 from store.errors import InvalidInput, Unavailable
 from store.keys import content_key
+from store.measurements import Measured
 from store.segments import Array
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ def analyze_similarity(
     if len(labels) < 2:
         what = {"layers": "--layers", "steps": "checkpoints", "runs": "--runs"}[across]
         raise Unavailable(
-            f"similarity across {across} needs two of them, and there is {', '.join(labels) or 'none'}: choose or "
+            f"similarity across {across} needs two of them, and there is only {', '.join(labels) or 'none'}: choose or "
             f"ingest more {what}"
         )
     parameters = {
@@ -96,7 +98,8 @@ def analyze_similarity(
         **describe(measure, gauge),
     }
     inputs = [[None if piece is None else piece.point for piece in members] for _, members in panels]
-    key = content_key("similarity", inputs=inputs, labels=labels, version=VERSION, **parameters)
+    made_from = selection.made_from(dict.fromkeys(selection.runs, chosen))
+    key = content_key("similarity", inputs=inputs, labels=labels, made_from=made_from, version=VERSION, **parameters)
 
     def make() -> Made:
         groups = {
@@ -105,8 +108,11 @@ def analyze_similarity(
         }
         found = compare(store, groups, measure, gauge, cluster=cluster, advance=advance)
         values, nulls, reasons = [], [], []
+        apart: dict[Place, list[Measured]] = {}
         for about, members in panels:
             value, null, undefined = fill_matrix(members, found, 0.0 if measure.sense == "distance" else 1.0)
+            there = [piece for piece in members if piece is not None]
+            apart[about["panel"],] = [found[a.point, b.point] for a, b in combinations(there, 2) if a.point != b.point]
             values.append(value)
             nulls.append(null)
             reasons += [[about["panel"], labels[i], labels[j], reason] for (i, j), reason in undefined.items()]
@@ -115,7 +121,6 @@ def analyze_similarity(
         arrays |= {"label": texts(labels, ("row",)), "panel": texts([a["panel"] for a, _ in panels], ("panel",))}
         for name in ("run", "step", "layer"):
             arrays[f"panel_{name}"] = texts([about.get(name, "") for about, _ in panels], ("panel",))
-        made_from = selection.made_from(dict.fromkeys(selection.runs, chosen))
         arrays |= {name: texts(rows, ("run", "step")) for name, rows in made_from.items()}
         arrays |= {"run": texts(selection.runs, ("run",)), "step": Array(np.array(chosen, np.int64), ("step",))}
         attrs = {
@@ -124,6 +129,7 @@ def analyze_similarity(
             "sense": measure.sense,
             "no_null": measure.no_null,
             "n_probes": max(piece.n_probes for _, members in panels for piece in members if piece is not None),
+            "disconnected": disconnected(apart),
             "unavailable": reasons,
         }
         return Made(arrays, attrs)
@@ -133,13 +139,12 @@ def analyze_similarity(
 
 def _panels(selection: Selection, across: Across, steps: Sequence[int]) -> tuple[list[str], list[Panel]]:
     """Return the labels of the rows, and of each panel what it is and the points of its rows."""
-    several = len(steps) > 1
     histories: Mapping[str, Any] = selection.histories
     if across == "layers":
         labels = selection.layers
         return labels, [
             (
-                {"panel": f"{run}, step {step}" if several else run, "run": run, "step": str(step)},
+                {"panel": f"{run}, step {step}", "run": run, "step": str(step)},
                 [history.slices.get((step, layer)) for layer in labels],
             )
             for run, history in histories.items()
@@ -156,7 +161,7 @@ def _panels(selection: Selection, across: Across, steps: Sequence[int]) -> tuple
         ]
     return selection.runs, [
         (
-            {"panel": f"{layer}, step {step}" if several else layer, "step": str(step), "layer": layer},
+            {"panel": f"{layer}, step {step}", "step": str(step), "layer": layer},
             [history.slices.get((step, layer)) for history in histories.values()],
         )
         for layer in selection.layers

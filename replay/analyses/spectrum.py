@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -100,7 +100,8 @@ def analyze_spectrum(
     }
     parameters = {**selection.parameters(), **{name: recipe[name] for name in ("gauge", "k", "t")}, "steps": steps}
     inputs = [[*place, piece.point] for place, piece in cells.items()]
-    key = content_key("spectrum", inputs=inputs, recipe=recipe, **parameters)
+    made_from = selection.made_from(dict.fromkeys(selection.runs, steps))
+    key = content_key("spectrum", inputs=inputs, made_from=made_from, recipe=recipe, **parameters)
 
     def make() -> Made:
         found = measure_points(
@@ -110,14 +111,19 @@ def analyze_spectrum(
         n_kept = min(k, n_probes)
         grids = {f"{name}{end}": np.full(shape, np.nan) for end in ("", "_low", "_high") for name in SCALARS}
         eigenvalues, stationary = np.full((*shape, n_kept), np.nan), np.full((*shape, n_probes), np.nan)
-        reasons = []
+        reasons: list[list[Any]] = []
+        apart: list[list[Any]] = []
         for (run, step, layer), piece in cells.items():
             at = selection.runs.index(run), steps.index(step), selection.layers.index(layer)
             measured = found[piece.point]
             if measured.reason:
                 reasons.append([run, step, layer, measured.reason])
                 continue
-            scalars, eigenvalues[at], stationary[at] = np.split(measured.numbers, [len(grids), len(grids) + n_kept])
+            parts, scalars, eigenvalues[at], stationary[at] = np.split(
+                measured.numbers, np.cumsum([2, len(grids), n_kept])
+            )
+            if parts[0] > 1:
+                apart.append([run, step, layer, int(parts[0]), int(parts[1])])
             for name, value in zip(grids, scalars, strict=True):
                 grids[name][at] = value
         axes = ("run", "step", "layer")
@@ -126,7 +132,6 @@ def analyze_spectrum(
             "eigenvalues": Array(eigenvalues, (*axes, "rank")),
             "stationary": Array(stationary, (*axes, "probe")),
         }
-        made_from = selection.made_from(dict.fromkeys(selection.runs, steps))
         arrays |= {name: texts(rows, ("run", "step")) for name, rows in made_from.items()}
         arrays |= {"run": texts(selection.runs, ("run",)), "layer": texts(selection.layers, ("layer",))}
         arrays |= {
@@ -137,6 +142,7 @@ def analyze_spectrum(
             "n_probes": n_probes,
             "uniform": uniform_walk(n_probes, t=t),
             "interval": "95 % over probes, delete-group jackknife with operators recomputed",
+            "disconnected": apart,
             "unavailable": reasons,
         }
         return Made(arrays, attrs)
@@ -151,12 +157,16 @@ def _spectra(root: Path, slices: Sequence[Slice], *, gauge: DiffusionGauge, k: i
 def _spectrum(root: Path, piece: Slice, gauge: DiffusionGauge, k: int, t: int) -> Numbers:
     try:
         X = read_point(root, piece)
-        whole = spectrum(gauge(X), k=k, t=t)
+        P = gauge(X)
+        whole = spectrum(P, k=k, t=t)
         groups = probe_groups(len(X), n_groups=N_GROUPS)
-        parts = [list(spectrum(P, k=1, t=t).scalars().values()) for P in gauge.leave_group_out(X, groups)]
+        parts = [list(spectrum(Q, k=1, t=t).scalars().values()) for Q in gauge.leave_group_out(X, groups)]
     except (InvalidInput, Unavailable) as error:
         return str(error)
     values = np.array(list(whole.scalars().values()))
+    largest = [1, np.log(len(X)), np.log(len(X)), np.log2(len(X)), len(X), len(X)]
+    quality = [P.quality.n_components, len(P.quality.isolated)]
     ends = [jackknife_interval(value, column) for value, column in zip(values, np.array(parts).T, strict=True)]
     low, high = np.array(ends).T
-    return np.concatenate([values, np.maximum(low, 0), high, whole.eigenvalues, whole.stationary])
+    bounded = [np.clip(part, 0, largest) for part in (values, low, high)]
+    return np.concatenate([quality, *bounded, whole.eigenvalues, whole.stationary])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from replay.analyses.comparing import Found, compare_with_doubt, describe, read_distances
+from replay.analyses.comparing import Found, compare_with_doubt, describe, disconnected, distance_title, read_distances
 from replay.analyses.measuring import Advance
 from replay.analyses.results import Made, keep_result, texts
 from replay.analyses.selection import Choice, History, Selection, Slice, select_layers
@@ -111,7 +111,13 @@ def analyze_spread(
         rows, undefined = _summaries(cells, found, measure)
         made = _tables(names, rows, lacking | undefined, selection, join.steps)
         made.attrs.update(
-            measure_title=measure.title,
+            disconnected=disconnected(
+                {
+                    (cell.step, cell.layer): [found[a.point, b.point] for a, b in combinations(cell.slices, 2)]
+                    for cell in cells
+                }
+            ),
+            measure_title=distance_title(measure),
             no_ceiling=measure.no_null,
             n_probes=max((piece.n_probes for cell in cells for piece in cell.slices), default=0),
             interval="95 % over probes, delete-group jackknife",

@@ -13,7 +13,7 @@ from store.errors import InvalidInput, Unavailable
 
 __all__ = ["VERSION", "Direction", "Phase", "Rate", "convergence_rate", "phases_of_convergence"]
 
-VERSION = 1
+VERSION = 2
 """Version of these computations, part of every cache key: raised whenever a result may change."""
 
 RATE_STEPS = 1000
@@ -41,7 +41,7 @@ class Rate(NamedTuple):
     n_steps: int
     """Steps the line was fitted to."""
     n_excluded: int
-    """Steps left out because the spread, or a replicate of it, is exactly zero there."""
+    """Steps left out because the spread is exactly zero there."""
 
 
 class Phase(NamedTuple):
@@ -186,7 +186,11 @@ def _pieces(
 def _checked_curve(
     steps: Sequence[int], spread: npt.ArrayLike, replicates: npt.ArrayLike, *, what: str
 ) -> tuple[Floats, Floats, Floats]:
-    """Return steps in order, ln(spread) and the logarithms of its replicates, where all of these are positive."""
+    """Return steps in order, ln(spread) and the logarithms of its replicates, where the spread is positive.
+
+    A replicate of zero beside a positive spread has no logarithm: it counts as 1 less than the spread's, which is what
+    it would be to first order.
+    """
     t = np.asarray(steps, np.float64)
     y, r = np.asarray(spread, np.float64), np.asarray(replicates, np.float64)
     if t.ndim != 1 or y.shape != t.shape or r.ndim != 2 or len(r) != len(t) or r.shape[1] < 2:
@@ -195,11 +199,12 @@ def _checked_curve(
         raise InvalidInput(f"{what} needs distinct steps, and one occurs twice")
     if not all(np.isfinite(a).all() and (a >= 0).all() for a in (y, r)):
         raise InvalidInput("a spread must be finite and not negative")
-    kept = (y > 0) & (r > 0).all(axis=1)
+    kept = y > 0
     if kept.sum() < 3:
         raise Unavailable(f"{what} needs 3 steps with a positive spread: {kept.sum()} of {len(t)} have one")
     order = np.nonzero(kept)[0][np.argsort(t[kept])]
-    return t[order], np.log(y[order]), np.log(r[order])
+    heights, parts = y[order], r[order]
+    return t[order], np.log(heights), np.log(np.where(parts > 0, parts, heights[:, None] / np.e))
 
 
 def _shares(t: Floats) -> Floats:

@@ -18,6 +18,7 @@ __all__ = [
     "DiffusionMap",
     "Embedding",
     "Method",
+    "check_seed",
     "diffusion_map",
     "embed",
     "neighbourhood_agreement",
@@ -139,6 +140,7 @@ def embed(
     parameters = _checked_parameters(method, {name: value for name, value in given.items() if value is not None})
     if n_components < 1:
         raise InvalidInput(f"an embedding needs 1 component or more, not {n_components}")
+    check_seed(seed)
     fewest = max(SMALLEST, n_components + 2)
     if len(D) < fewest:
         raise Unavailable(f"an embedding in {n_components} dimensions needs {fewest} points, and there are {len(D)}")
@@ -152,6 +154,12 @@ def embed(
         parameters |= {"knn": min(int(parameters["knn"]), len(D) - 2), "seed": seed}
         points, facts, _ = _phate(D, "distance", n_components, parameters)
     return _judged(D, points, method, parameters, facts)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what is no seed of phate: a whole number from 0 to 2³² - 1."""
+    if not 0 <= seed < 2**32:
+        raise InvalidInput(f"seed must be a whole number from 0 to {2**32 - 1}, not {seed}")
 
 
 def diffusion_map(operator: Operator, *, k: int = 2, t: int = 1) -> DiffusionMap:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VERSION", "DiffusionGauge", "Kernel", "Kind", "Metric", "Operator", "Quality"]
 
-VERSION = 1
+VERSION = 2
 """Version of the computation, part of every cache key: raised whenever an operator's values may change."""
 
 SIGMA_FLOOR = 0.1
@@ -90,6 +90,8 @@ class Kernel:
     """(n,) row sums Q of the kernel, from which the density correction is made."""
     isolated: npt.NDArray[np.intp]
     """Probes without a link, ascending; K_ii = 1 and Q_i = 1."""
+    within: npt.NDArray[np.bool_]
+    """(n, n) whether j lies within the distance that sets the bandwidth of i, as i itself does."""
 
 
 @dataclass(frozen=True)
@@ -174,23 +176,26 @@ class DiffusionGauge:
         distances = self._squared_distances(X)
         return self._operator(distances.matrix, self.knn, distances.duplicates)
 
-    def kernel(self, X: npt.ArrayLike) -> Kernel:
+    def kernel(self, X: npt.ArrayLike, *, out: npt.NDArray[np.float32] | None = None) -> Kernel:
         """Compute the kernel K and its row sums only, from which operators over fewer probes can be made.
 
         Parameters
         ----------
         X
             (n, d) as for a call of the gauge; a torch tensor must live on the CPU and carry no gradient.
+        out
+            (n, n) contiguous room for the kernel.
 
         Raises
         ------
         InvalidInput, Unavailable
             As for a call of the gauge.
         """
-        distances = self._squared_distances(X)
-        parts = self._kernel(distances.matrix, self.knn)
+        distances = self._squared_distances(X, out=out)
+        within = np.empty(distances.matrix.shape, np.bool_)
+        parts = self._kernel(distances.matrix, self.knn, within)
         sigma = parts.sigma.astype(np.float64) * distances.unit
-        return Kernel(distances.matrix, sigma, parts.density, parts.isolated)
+        return Kernel(distances.matrix, sigma, parts.density, parts.isolated, within)
 
     def stream(self, X: npt.ArrayLike) -> "StreamedOperator":
         """Prepare the same operator without ever holding it: its rows are computed again whenever they are asked for.
@@ -250,16 +255,22 @@ class DiffusionGauge:
             k = None if self.knn is None else max(1, round(min(self.knn, n - 1) * len(kept) / n))
             yield self._operator(squares, k, duplicates)
 
-    def _squared_distances(self, X: npt.ArrayLike) -> SquaredDistances:
+    def _squared_distances(self, X: npt.ArrayLike, *, out: npt.NDArray[np.float32] | None = None) -> SquaredDistances:
         X = checked_activations(X)
-        return squared_distances(unit_rows(X) if self.metric == "cosine" else X)
+        return squared_distances(unit_rows(X) if self.metric == "cosine" else X, out=out)
 
-    def _kernel(self, squares: npt.NDArray[np.float32], k: int | None) -> "_Parts":
-        """Turn squared distances into the kernel in place."""
+    def _kernel(
+        self, squares: npt.NDArray[np.float32], k: int | None, within: npt.NDArray[np.bool_] | None = None
+    ) -> "_Parts":
+        """Turn squared distances into the kernel in place; say in ``within`` who lies in reach of whose bandwidth."""
         if k is None:
             sigma, floored = _median_bandwidths(squares), 0
         else:
             sigma, floored = _bandwidths(squares, min(k, len(squares) - 1))
+        if within is not None:
+            reach = sigma**2 * np.float32(0.5 if k is None else 1 + 1e-5)  # the neighbour that sets it is in reach
+            for rows in row_blocks(len(squares)):
+                np.less_equal(squares[rows], reach[rows, None], out=within[rows])
         density, isolated = _kernel(squares, sigma, keep_diagonal=self.diagonal == "keep")
         return _Parts(sigma, density, isolated, floored)
 
@@ -268,7 +279,7 @@ class DiffusionGauge:
         parts = self._kernel(matrix, k)
         degrees = _normalise(matrix, parts.density, self.alpha, symmetric=self.symmetric, isolated=parts.isolated)
         quality = Quality(
-            n_components=_count_parts(matrix, degrees, symmetric=self.symmetric),
+            n_components=count_parts(matrix, degrees, symmetric=self.symmetric),
             isolated=tuple(parts.isolated.tolist()),
             duplicates=duplicates,
             floored=parts.floored,
@@ -506,9 +517,9 @@ def _mirror(matrix: npt.NDArray[np.float32]) -> None:
         corner[...] = np.triu(corner) + np.triu(corner, 1).T
 
 
-def _count_parts(matrix: npt.NDArray[np.float32], degrees: npt.NDArray[np.float64], *, symmetric: bool) -> int:
+def count_parts(matrix: npt.NDArray[np.float32], degrees: npt.NDArray[np.float64], *, symmetric: bool) -> int:
     """Count the parts of the graph of links S_ij above float32 rounding / n."""
     n = len(matrix)
     threshold = np.finfo(np.float32).eps / n
     root = np.ones(n) if symmetric else np.sqrt(degrees)
-    return count_components(n, lambda i: matrix[i] * root[i, None] > threshold * root)
+    return count_components(n, lambda i: matrix[i] * root[i, None] > threshold * root, at_once=16)

@@ -7,15 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replay.geometry.gauge import DiffusionGauge, Kernel, Operator
+from replay.geometry.gauge import DiffusionGauge, Operator, count_parts
 
 __all__ = ["Influence", "Pair", "ResponsiveOperator", "pair_influences", "respond"]
 
 CLOSE = 1e-4
 """Below this ratio of ‖P - Q‖² to ‖P‖² + ‖Q‖² influences nearly cancel, and are computed in float64."""
-
-NEAR = 0.1
-"""Below the same ratio ‖P - Q‖² is summed from differences of the entries; above it sums of products are as exact."""
 
 SAMPLE = 256
 """Columns that the part of the bandwidths is computed from; a quarter of all, where that is more."""
@@ -66,6 +63,10 @@ class ResponsiveOperator:
     """(n, m) these columns of P ∘ U, times n/m."""
     narrowing: Floats
     """(n,) how much the logarithm of a bandwidth falls for one neighbour more within it."""
+    isolated: Indices
+    """Probes without a link."""
+    n_parts: int
+    """Parts that the graph falls into."""
     excess: Floats
     """(n, G) neighbours within the bandwidth of each probe from each group, less those expected by the group's size."""
 
@@ -86,6 +87,8 @@ class Influence(NamedTuple):
 class _Sums(NamedTuple):
     """Sums of products of two operators' entries."""
 
+    difference: float
+    """Of (P - Q)²."""
     by_row: Floats
     """(n,) of P∘Q."""
     by_column: Floats
@@ -101,6 +104,7 @@ def respond(
     groups: Indices,
     *,
     operator: Operator | npt.NDArray[np.floating[Any]] | None = None,
+    out: Singles | None = None,
 ) -> ResponsiveOperator:
     """Compute the operator of activations with what its response to the weights of the probes is made from.
 
@@ -114,40 +118,55 @@ def respond(
         (n,) group of each probe, 0 to G-1.
     operator
         What ``gauge`` makes of ``X``, where that is at hand.
+    out
+        (n, n) contiguous room for the operator.
 
     Returns
     -------
     ResponsiveOperator
-        4n² + 16mn bytes, m the larger of 256 and n/4.
+        4n² + 8mn bytes, m the larger of 256 and n/4.
 
     Raises
     ------
     InvalidInput, Unavailable
         As for a call of the gauge.
     """
-    kernel = gauge.kernel(X)
+    kernel = gauge.kernel(X, out=out)
     K, n = kernel.matrix, len(kernel.matrix)
     weights = kernel.density**-gauge.alpha
     reach = (K @ weights.astype(np.float32)).astype(np.float64) if gauge.alpha else kernel.density
     left, right = (np.sqrt(weights / reach),) * 2 if gauge.symmetric else (1 / reach, weights)
     row, column = left.astype(np.float32), right.astype(np.float32)
-    excess = _excess(kernel, gauge, groups)
+    excess = _excess(kernel.within, groups)
     columns = np.sort(np.random.default_rng(0).permutation(n)[: max(SAMPLE, n // 4)])
-    sample = np.take(K, columns, axis=1)
-    drawn = np.concatenate([sample * row[:, None] * column[columns], sample * column[:, None] * row[columns]], axis=1)
-    U, narrowing = _narrowing(sample, columns, kernel.sigma, gauge)
-    U *= np.float32(n / len(columns))
-    weighted = np.concatenate([U, U], axis=1)
+    drawn = np.take(K, columns, axis=1)
+    weighted, narrowing = _narrowing(drawn, columns, kernel.sigma, gauge)
+    drawn *= row[:, None]
+    drawn *= column[columns]
     weighted *= drawn
+    weighted *= np.float32(n / len(columns))
     if operator is None:
+        matrix = K
         for rows in _blocks(n):
             K[rows] *= row[rows, None]
             K[rows] *= column
-        matrix = K
     else:
         matrix = np.asarray(operator.matrix if isinstance(operator, Operator) else operator, np.float32)
     return ResponsiveOperator(
-        matrix, left, right, kernel.density, reach, gauge, groups, columns, drawn, weighted, narrowing, excess
+        matrix=matrix,
+        left=left,
+        right=right,
+        density=kernel.density,
+        reach=reach,
+        gauge=gauge,
+        groups=groups,
+        columns=columns,
+        drawn=drawn,
+        weighted=weighted,
+        narrowing=narrowing,
+        isolated=kernel.isolated,
+        n_parts=count_parts(matrix, weights * reach, symmetric=gauge.symmetric),
+        excess=excess,
     )
 
 
@@ -173,11 +192,10 @@ def pair_influences(points: Mapping[int, ResponsiveOperator], pairs: Sequence[Pa
     list of Influence
         One a pair; zero where the operators are equal.
     """
-    pairs = list(pairs)
     sums = _product_sums(points, _with_themselves(pairs), np.float32)
     inner = {pair: float(part.by_row.sum()) for pair, part in sums.items()}
     squares = {(i, j): inner[i, i] + inner[j, j] for i, j in pairs}
-    differences = {(i, j): _difference(points[i], points[j], inner[i, j], squares[i, j]) for i, j in pairs}
+    differences = {pair: sums[pair].difference for pair in pairs}
     close = [pair for pair in pairs if 0 < differences[pair] < CLOSE * squares[pair]]
     of_inner = _of_inner_products(points, sums, np.float32)
     of_precise = _of_inner_products(points, _product_sums(points, _with_themselves(close), np.float64), np.float64)
@@ -195,46 +213,24 @@ def _with_themselves(pairs: Sequence[Pair]) -> list[Pair]:
     return list(dict.fromkeys([*((i, i) for pair in pairs for i in pair), *pairs]))
 
 
-def _difference(P: ResponsiveOperator, Q: ResponsiveOperator, inner: float, squares: float) -> float:
-    """Sum (P - Q)², from the sums of squares and products where they do not cancel."""
-    if squares - 2 * inner > NEAR * squares:
-        return squares - 2 * inner
-    total = 0.0
-    for rows in _blocks(len(P.matrix)):
-        apart = P.matrix[rows] - Q.matrix[rows]
-        total += float(np.vecdot(apart, apart).sum(dtype=np.float64))
-    return total
-
-
 def _blocks(n: int) -> list[slice]:
     return [slice(start, min(start + BLOCK_ROWS, n)) for start in range(0, n, BLOCK_ROWS)]
 
 
-def _excess(kernel: Kernel, gauge: DiffusionGauge, groups: Indices) -> Floats:
+def _excess(within: npt.NDArray[np.bool_], groups: Indices) -> Floats:
     """Count each probe's neighbours within its bandwidth by group (n, G), less those expected by the group's size."""
-    n, sizes = len(groups), np.bincount(groups)
-    sigma = (kernel.sigma / kernel.sigma.max()).astype(np.float32)
-    limit = -sigma * np.float32(0.5 if gauge.knn is None else 1 + 1e-5)
-    counts = np.empty((n, len(sizes)))
-    room = np.empty((BLOCK_ROWS, n), np.float32)
-    for rows in _blocks(n):
-        height = rows.stop - rows.start
-        with np.errstate(divide="ignore"):
-            scaled = np.log(kernel.matrix[rows], out=room[:height])
-        scaled *= sigma  # -d² / σ_i
-        scaled[np.arange(height), np.arange(rows.start, rows.stop)] = -np.inf
-        inside, neighbours = np.divmod(np.flatnonzero(scaled >= limit[rows, None]), n)
-        cells = inside * len(sizes) + groups[neighbours]
-        counts[rows] = np.bincount(cells, minlength=height * len(sizes)).reshape(height, -1)
-    counts -= counts.sum(axis=1, keepdims=True) * (sizes / n)
-    return counts
+    sizes = np.bincount(groups)
+    member = np.eye(len(sizes), dtype=np.float32)[groups]
+    counts = np.concatenate([within[rows].astype(np.float32) @ member for rows in _blocks(len(within))]) - member
+    excess: Floats = counts - counts.sum(axis=1, keepdims=True) * (sizes / len(groups))
+    return excess
 
 
 def _narrowing(sample: Singles, columns: Indices, sigma: Floats, gauge: DiffusionGauge) -> tuple[Singles, Floats]:
     """Return U of the columns drawn, zero between a probe and itself, and the slopes of the bandwidths among them."""
     n, m = sample.shape
     itself = columns, np.arange(m)
-    U = np.maximum(sample, np.float32(FAINTEST), out=sample)
+    U = np.maximum(sample, np.float32(FAINTEST))
     np.log(U, out=U)
     np.negative(U, out=U)
     U[itself] = np.inf
@@ -257,35 +253,42 @@ def _narrowing(sample: Singles, columns: Indices, sigma: Floats, gauge: Diffusio
     return U, narrowing
 
 
-def _product_sums(points: Mapping[int, ResponsiveOperator], pairs: Sequence[Pair], dtype: Precision) -> dict[Pair, _Sums]:
+def _product_sums(
+    points: Mapping[int, ResponsiveOperator], pairs: Sequence[Pair], dtype: Precision
+) -> dict[Pair, _Sums]:
     """Sum products over columns; over rows by the symmetry of the kernels, A_ji turn_i = A_ij turn_j for A = P∘Q."""
-    if not pairs:
-        return {}
     used = {i: points[i] for pair in pairs for i in pair}
-    n = len(points[pairs[0][0]].matrix)
-    ratios = {i: P.left / P.right for i, P in used.items()}
-    turns = {(i, j): ratios[i] * ratios[j] / (ratios[i] * ratios[j]).max() for i, j in pairs}
-    over = {pair: np.stack([np.ones(n), turn], axis=1).astype(dtype) for pair, turn in turns.items()}
-    sums = {pair: _Sums(*np.empty((4, n))) for pair in pairs}
-    height = max(1, BLOCK // (n * len(used)))
-    room = np.empty((height, n), dtype)
+    if not used:
+        return {}
+    columns = next(iter(used.values())).columns
+    turns = {(i, j): used[i].left * used[j].left / (used[i].right * used[j].right) for i, j in pairs}
+    turns = {pair: turn / turn.max() for pair, turn in turns.items()}
+    over = {pair: np.stack([np.ones_like(turn), turn], axis=1).astype(dtype) for pair, turn in turns.items()}
+    over_drawn = {pair: sides[columns] for pair, sides in over.items()}
+    n = len(over[pairs[0]])
+    sums = {pair: np.zeros((4, n, 2)) for pair in pairs}
+    height = min(n, max(1, BLOCK // (n * len(used))))
+    wide, narrow = np.empty((height, n), dtype), np.empty((height, len(columns)), dtype)
     for start in range(0, n, height):
         rows = slice(start, min(start + height, n))
-        whole = {i: P.matrix[rows].astype(dtype, copy=False) for i, P in used.items()}
-        drawn = {i: P.drawn[rows].astype(dtype, copy=False) for i, P in used.items()}
-        weighted = {i: P.weighted[rows].astype(dtype, copy=False) for i, P in used.items()}
-        block = room[: rows.stop - start]
-        for (i, j), part in sums.items():
-            np.multiply(whole[i], whole[j], out=block)
-            part.by_row[rows], part.by_column[rows] = np.dot(block, over[i, j]).T
-            part.left_log[rows] = np.vecdot(weighted[i], drawn[j])
+        whole, drawn, weighted = (
+            {i: getattr(P, name)[rows].astype(dtype, copy=False) for i, P in used.items()}
+            for name in ("matrix", "drawn", "weighted")
+        )
+        block, part = wide[: rows.stop - start], narrow[: rows.stop - start]
+        for (i, j), out in sums.items():
+            out[0, rows] = np.dot(np.multiply(whole[i], whole[j], out=block), over[i, j])
+            out[1, rows] = np.dot(np.multiply(weighted[i], drawn[j], out=part), over_drawn[i, j])
             if i != j:
-                part.right_log[rows] = np.vecdot(drawn[i], weighted[j])
-
-
-    for pair, part in sums.items():
-        np.divide(part.by_column, turns[pair], out=part.by_column)
-    return sums
+                out[2, rows] = np.dot(np.multiply(drawn[i], weighted[j], out=part), over_drawn[i, j])
+                np.subtract(whole[i], whole[j], out=block)
+                out[3, rows, 0] = np.vecdot(block, block)
+    made = {}
+    for pair, (both, left_log, right_log, apart) in sums.items():
+        by_row, by_column = both[:, 0], both[:, 1] / turns[pair]
+        logs = (log[:, 0] + log[:, 1] / turns[pair] for log in (left_log, right_log))
+        made[pair] = _Sums(float(apart.sum()), by_row, by_column, *logs)
+    return made
 
 
 def _of_inner_products(
@@ -330,7 +333,7 @@ def _through_definition(
     of_probe = through_reach + times(P.matrix, of_density / right)
     inputs = np.concatenate([of_reach, of_density, weights, np.ones_like(weights)], axis=1) / right
     reach, density, weights_sum, sum_ = np.split(
-        times(P.weighted[:, : len(P.columns)], inputs[P.columns]),
+        times(P.weighted, inputs[P.columns]),
         np.cumsum([by_row.shape[1], by_row.shape[1], 1]),
         axis=1,
     )

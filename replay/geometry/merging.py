@@ -178,11 +178,10 @@ def normalized_weights(names: Collection[str], weights: Mapping[str, float] | No
     """
     if weights is None:
         return dict.fromkeys(names, 1 / len(names))
-    for what, wrong in (("missing", set(names) - set(weights)), ("unknown", set(weights) - set(names))):
-        if wrong:
-            raise InvalidInput(
-                f"weights must name each operator once ({', '.join(names)}); {what}: {', '.join(sorted(wrong))}"
-            )
+    wrong = {"missing": sorted(set(names) - set(weights)), "unknown": sorted(set(weights) - set(names))}
+    if any(wrong.values()):
+        told = "; ".join(f"{what}: {', '.join(which)}" for what, which in wrong.items() if which)
+        raise InvalidInput(f"weights must name each operator once ({', '.join(names)}); {told}")
     w = np.array([weights[name] for name in names], np.float64)
     if not np.isfinite(w).all() or (w < 0).any() or not w.any():
         raise InvalidInput(f"weights must be finite, not negative and not all zero, not {dict(weights)}")
@@ -203,6 +202,9 @@ def _checked_cost(cost: npt.ArrayLike) -> Floats:
 def _check_operators(operators: Mapping[str, Operator]) -> None:
     if not operators:
         raise InvalidInput("there is no operator to merge")
+    bare = [name for name, P in operators.items() if not isinstance(P, Operator)]
+    if bare:
+        raise InvalidInput(f"operators to merge must be those of a gauge, which know their kind; {bare[0]!r} is not")
     kinds = {P.kind for P in operators.values()}
     if len(kinds) > 1:
         raise InvalidInput(f"operators of different kinds cannot be merged: {' and '.join(sorted(kinds))}")

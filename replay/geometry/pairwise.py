@@ -42,7 +42,7 @@ class SquaredDistances:
     """How many rows equal an earlier one."""
 
 
-def squared_distances(X: Rows) -> SquaredDistances:
+def squared_distances(X: Rows, *, out: npt.NDArray[np.float32] | None = None) -> SquaredDistances:
     """Squared Euclidean distances d²_ij = |x_i - x_j|² from one symmetric float32 product.
 
     The rows are centred first, since a common offset would cost the product its bits. Pairs nearer than a sixth of
@@ -53,15 +53,17 @@ def squared_distances(X: Rows) -> SquaredDistances:
     ----------
     X
         (n, d), finite, float32 or float64.
+    out
+        (n, n) contiguous room for the distances.
 
     Returns
     -------
     SquaredDistances
         Each distance to about 1e-6 of itself. Peak memory beyond ``X``: 4n² + 4nd bytes and a few MB.
     """
-    centre = X.mean(axis=0, dtype=np.float64)
+    centre = (np.full(len(X), 1 / len(X), X.dtype) @ X).astype(np.float64)  # near the mean, which is as good
     unit = _power_of_two(X, centre)
-    D = _gram(X, centre, unit)
+    D = _gram(X, centre, unit, out=out)
     duplicate = np.zeros(len(X), np.bool_)
     near = _expand(D)
     if near is None:
@@ -82,12 +84,16 @@ def _power_of_two(X: Rows, centre: npt.NDArray[np.float64]) -> float:
     return 1.0 if extent == 0 else float(2.0 ** np.floor(np.log2(extent)))
 
 
-def _gram(X: Rows, centre: npt.NDArray[np.float64], unit: float) -> npt.NDArray[np.float32]:
+def _gram(
+    X: Rows, centre: npt.NDArray[np.float64], unit: float, *, out: npt.NDArray[np.float32] | None
+) -> npt.NDArray[np.float32]:
     Y = np.empty(X.shape, np.float32)
     offset, scale = centre.astype(X.dtype), X.dtype.type(1 / unit)
     for rows in row_blocks(max(X.shape)):
         Y[rows] = (X[rows] - offset) * scale
-    D: npt.NDArray[np.float32] = np.dot(Y, Y.T)  # a matrix times its own transpose: numpy calls syrk, half the work
+    D: npt.NDArray[np.float32] = np.dot(
+        Y, Y.T, out=out
+    )  # a matrix times its own transpose: numpy calls syrk, half the work
     return D
 
 

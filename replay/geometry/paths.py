@@ -23,7 +23,7 @@ __all__ = [
     "velocity",
 ]
 
-VERSION = 1
+VERSION = 2
 """Version of these computations, part of every cache key: raised whenever a result may change."""
 
 VELOCITY_STEPS = 1000
@@ -286,17 +286,18 @@ def _triangles(tables: Floats) -> tuple[Floats, Floats, Floats]:
 def _over_triangles(D: npt.ArrayLike, steps: npt.ArrayLike, replicates: npt.ArrayLike | None, *, curved: bool) -> Curve:
     tables, t = _checked(D, steps, replicates, n_points=3)
     a, b, c = _triangles(tables)
-    coincident = ((a == 0) | (b == 0) | (curved & (c == 0))).any(axis=1)
+    empty = (a == 0) | (b == 0) | (curved & (c == 0))
     longest = np.maximum(np.maximum(a, b), c)
-    unclosed = (2 * longest - a - b - c > TRIANGLE_SLACK * longest).any(axis=1)
+    unclosed = (2 * longest - a - b - c > TRIANGLE_SLACK * longest)[:, 0]
+    coincident = empty[:, 0]
     unavailable = dict.fromkeys(t[1:-1][unclosed].tolist(), "the three distances break the triangle inequality")
     unavailable |= dict.fromkeys(t[1:-1][coincident].tolist(), "checkpoints coincide")
     kept = ~(coincident | unclosed)
-    a, b, c = a[kept], b[kept], c[kept]
-    angles = _angles(a, b, c)
+    a, b, c, empty = a[kept], b[kept], c[kept], empty[kept]
+    values = np.where(empty, np.nan, _angles(a, b, c))  # a replicate without a triangle leaves no interval
     if curved:
-        return _curve(t[1:-1][kept], 2 * np.sin(angles) / c, unavailable=unavailable)
-    return _curve(t[1:-1][kept], angles, largest=np.pi, unavailable=unavailable)
+        values = np.divide(2 * np.sin(values), c, out=np.full_like(c, np.nan), where=~empty)
+    return _curve(t[1:-1][kept], values, largest=np.inf if curved else np.pi, unavailable=unavailable)
 
 
 def _angles(a: Floats, b: Floats, c: Floats) -> Floats:

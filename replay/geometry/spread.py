@@ -1,7 +1,7 @@
 """How far apart several runs are at a step."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +12,7 @@ from replay.geometry.gauge import DiffusionGauge, Operator
 from replay.geometry.influence import Influence, Pair, ResponsiveOperator, pair_influences, respond
 from replay.geometry.statistics import (
     Moments,
+    jackknife_error,
     jackknife_interval,
     moments,
     permutation_ceiling,
@@ -35,11 +36,14 @@ __all__ = [
     "summarise",
 ]
 
-VERSION = 2
+VERSION = 3
 """Version of these computations, part of every cache key: raised whenever a result may change."""
 
 N_GROUPS = 15
 """Groups of the jackknife: as many as the default gauge's ``knn``."""
+
+FIRST_ORDER = 0.05
+"""Largest error, as a share of the distance, that first-order replicates are trusted with."""
 
 Floats = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.floating[Any]]
@@ -54,6 +58,10 @@ class PairDistance:
     """What it would be if one run's probes were relabelled at random; None where that changes nothing."""
     replicates: Floats
     """(G,) the distance without each group of probes in turn; groups agree between pairs and steps."""
+    n_parts: int = 1
+    """Parts that the graph of the less connected of the two operators falls into."""
+    n_isolated: int = 0
+    """Most probes without a link in either operator."""
 
 
 class FrobeniusPair(NamedTuple):
@@ -109,7 +117,9 @@ def compare_frobenius(
     """Compare the operators of pairs of runs at one step.
 
     Replicates are first-order: each group's weight is taken out of sums, densities, degrees and bandwidths at once by
-    `pair_influences`, at a fraction of the time that computing operators anew takes. Over fresh probes from four
+    `pair_influences`, at a fraction of the time that computing operators anew takes. First order holds for small
+    changes: where a probe is isolated, or the error made of them is above a twentieth of the distance, operators are
+    computed anew without each group. Over fresh probes from four
     simulated populations (clusters, heavy-tailed clusters, no clusters, nearly equal runs; `benchmarks/coverage.py`),
     the nominal 95 % interval made of them held the expected raw and normalised spread in 91 to 99 % of draws (2, 3
     and 5 runs; 100, 256 and 512 probes). Where clusters are far apart and about as small as ``knn``, bandwidths jump
@@ -145,15 +155,39 @@ def compare_frobenius(
     groups = _groups(activations, n_groups=n_groups, seed=seed)
     points: dict[int, ResponsiveOperator] = {}
     facts: dict[int, Moments] = {}
-    for i in sorted({i for pair in pairs for i in pair}):
+    parts: dict[int, int] = {}
+    used = sorted({i for pair in pairs for i in pair})
+    room = np.empty((len(used), len(groups), len(groups)), np.float32)  # one piece, kept from step to step by malloc
+    for i, out in zip(used, room, strict=True):
         operator = None if operators is None else _checked(operators[i], gauge, len(groups))
-        points[i] = respond(gauge, activations[i], groups, operator=operator)
+        points[i] = respond(gauge, activations[i], groups, operator=operator, out=out)
         facts[i] = moments(points[i].matrix)
-    influences = pair_influences(points, pairs)
-    return [
-        _frobenius_pair(influence, facts[i], facts[j], np.bincount(groups))
-        for influence, (i, j) in zip(influences, pairs, strict=True)
+        parts[i] = points[i].n_parts
+    found = {
+        (i, j): _frobenius_pair(influence, facts[i], facts[j], np.bincount(groups))
+        for influence, (i, j) in zip(pair_influences(points, pairs), pairs, strict=True)
+    }
+    found = {
+        (i, j): FrobeniusPair(
+            *(
+                replace(
+                    distance,
+                    n_parts=max(parts[i], parts[j]),
+                    n_isolated=max(len(points[i].isolated), len(points[j].isolated)),
+                )
+                for distance in pair
+            )
+        )
+        for (i, j), pair in found.items()
+    }
+    beyond = [
+        (i, j)
+        for (i, j), pair in found.items()
+        if len(points[i].isolated) + len(points[j].isolated) or _is_large(pair.raw) or _is_large(pair.normalized)
     ]
+    del points, room, out
+    found |= _with_exact_replicates(found, activations, gauge, beyond, groups)
+    return [found[pair] for pair in pairs]
 
 
 def compare_pairs(
@@ -206,9 +240,16 @@ def compare_pairs(
     values = _distances(measure, views, asked)
     nulls = [float(measure.to_distance(measure.null([views[i]], [views[j]]))[0, 0]) for i, j in asked]
     replicates = [_distances(measure, [measure.view(point) for point in left], asked) for left in points]
+    qualities = [P.quality if isinstance(P, Operator) else None for P in whole]
     return [
-        PairDistance(value, None if np.isnan(null) else null, parts)
-        for value, null, parts in zip(values.tolist(), nulls, np.transpose(replicates), strict=True)
+        PairDistance(
+            value,
+            None if np.isnan(null) else null,
+            parts,
+            n_parts=max(q.n_components if q else 1 for q in (qualities[i], qualities[j])),
+            n_isolated=max(len(q.isolated) if q else 0 for q in (qualities[i], qualities[j])),
+        )
+        for value, null, parts, (i, j) in zip(values.tolist(), nulls, np.transpose(replicates), asked, strict=True)
     ]
 
 
@@ -327,6 +368,38 @@ def _frobenius_pair(influence: Influence, P: Moments, Q: Moments, sizes: npt.NDA
             _without(float(normalized), of_normalized, sizes),
         ),
     )
+
+
+def _is_large(distance: PairDistance) -> bool:
+    return bool(jackknife_error(distance.replicates) > FIRST_ORDER * distance.value)
+
+
+def _with_exact_replicates(
+    found: Mapping[Pair, FrobeniusPair],
+    activations: Sequence[npt.ArrayLike],
+    gauge: DiffusionGauge,
+    pairs: Sequence[Pair],
+    groups: npt.NDArray[np.intp],
+) -> dict[Pair, FrobeniusPair]:
+    """Compute the replicates of some pairs again, from operators made without each group."""
+    if not pairs:
+        return {}
+    used = sorted({i for pair in pairs for i in pair})
+    raw, normalized = np.zeros((2, len(pairs), int(groups.max()) + 1))
+    left_out = zip(*(gauge.leave_group_out(activations[i], groups) for i in used), strict=True)
+    for group, operators in enumerate(left_out):
+        matrices = {i: P.matrix.astype(np.float64) for i, P in zip(used, operators, strict=True)}
+        squares = {i: float(np.vdot(P, P)) for i, P in matrices.items()}
+        for place, (i, j) in enumerate(pairs):
+            raw[place, group] = np.linalg.norm(matrices[i] - matrices[j])
+            normalized[place, group] = raw[place, group] / np.sqrt(squares[i] + squares[j])
+    return {
+        pair: FrobeniusPair(
+            replace(found[pair].raw, replicates=raw[place]),
+            replace(found[pair].normalized, replicates=normalized[place]),
+        )
+        for place, pair in enumerate(pairs)
+    }
 
 
 def _without(value: float, derivatives: Floats, sizes: npt.NDArray[np.intp]) -> Floats:

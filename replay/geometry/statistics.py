@@ -133,8 +133,8 @@ def moments(P: npt.NDArray[np.floating[Any]]) -> Moments:
     trace = float(np.trace(P, dtype=np.float64))
     return Moments(
         n_probes=len(P),
-        squares=float(np.einsum("ij,ij->i", P, P).sum(dtype=np.float64)),
-        off_diagonal=float(P.sum(axis=1).sum(dtype=np.float64)) - trace,
+        squares=float(np.vecdot(P, P).sum(dtype=np.float64)),
+        off_diagonal=float((P @ np.ones(len(P), P.dtype)).sum(dtype=np.float64)) - trace,
         trace=trace,
     )
 

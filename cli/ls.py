@@ -1,6 +1,7 @@
 """``replay ls``: what the store holds."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -97,5 +98,14 @@ def results(store: Path, *, as_json: bool) -> None:
     if not as_json:
         for name in ("runs", "layers", "steps"):
             frame[name] = [len(parameters.get(name, [])) for parameters in frame["parameters"]]
+        frame["of"] = [_what(parameters) for parameters in frame["parameters"]]
         frame["key"] = frame["key"].str[:12]
-    print_frame(frame, as_json=as_json, columns=None if as_json else ["name", "runs", "layers", "steps", "key"])
+    print_frame(frame, as_json=as_json, columns=None if as_json else ["name", "of", "runs", "layers", "steps", "key"])
+
+
+def _what(parameters: dict[str, Any]) -> str:
+    """Say in a few words what tells a result from others of its name."""
+    words = [parameters.get("measure", {}).get("measure"), parameters.get("method"), parameters.get("strategy")]
+    words += [f"across {parameters['across']}"] if "across" in parameters else []
+    words += [f"{name} {parameters[name]}" for name in ("run", "step", "layer") if name in parameters]
+    return ", ".join(word for word in words if word)

@@ -370,8 +370,12 @@ class Store:
             raise UnknownRun(f"run {run!r} has no operators of gauge {gauge}; it has {'; '.join(gauges)}")
         return [row for row in rows if row.gauge == gauge], gauge
 
-    def result(self, name: str, *, key: str | None = None, runs: Iterable[str] | None = None) -> "xr.Dataset":
+    def result(
+        self, name: str, *, key: str | None = None, runs: Iterable[str] | None = None, measure: str | None = None
+    ) -> "xr.Dataset":
         """Return a stored analysis result: the latest named ``name``, of exactly these ``runs`` if given.
+
+        If ``measure`` is given, the latest that was made with it.
 
         Raises
         ------
@@ -383,13 +387,15 @@ class Store:
             rows = session.execute(select(Result).order_by(Result.used.desc())).scalars().all()
         for row in rows:
             same = wanted is None or sorted(row.parameters.get("runs", [])) == wanted
+            same &= measure in (None, row.parameters.get("measure", {}).get("measure"))
             if row.name == name and same and key in (None, row.segment):
                 # The row, not the segment, knows what was left out: that changes without changing any number.
                 about = {name: value for name, value in row.parameters.items() if name not in ("layers", "steps")}
                 return open_segment(self.root, row.segment).assign_attrs(about)
         there = sorted({row.name for row in rows})
+        which = (f" of runs {wanted}" if wanted else "") + (f" by {measure}" if measure else "")
         raise UnknownRun(
-            f"the store has no result {name!r}{f' of runs {wanted}' if wanted else ''}: "
+            f"the store has no result {name!r}{which}: "
             + (f"it has {', '.join(there)}" if there else f"`replay analyze {name}` computes one")
         )
 

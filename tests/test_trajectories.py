@@ -165,7 +165,10 @@ def test_every_measure_serves_spread_similarity_and_embedding(store: Store, name
     assert np.isnan(similarity["null"].values[0][0, 1]) == (measure.no_null is not None)
     embedded = analyze_embedding(store, choice=one, measure=measure, method="mds")
     assert not embedded["embedding"].isnull().any()
-    assert "unknown" not in str(embedded.attrs["measure"])
+    assert store.result("spread", measure=name).attrs["measure_title"].startswith(measure.title)
+    with pytest.raises(UnknownRun, match="no result 'spread' by nothing"):
+        store.result("spread", measure="nothing")
+    assert f"spread      {name}" in run("--store", store.root, "ls", "results").stdout
 
 
 def test_a_path_is_made_of_the_distances_between_its_checkpoints(store: Store) -> None:

@@ -123,7 +123,8 @@ def compare_frobenius(
     simulated populations (clusters, heavy-tailed clusters, no clusters, nearly equal runs; `benchmarks/coverage.py`),
     the nominal 95 % interval made of them held the expected raw and normalised spread in 91 to 99 % of draws (2, 3
     and 5 runs; 100, 256 and 512 probes). Where clusters are far apart and about as small as ``knn``, bandwidths jump
-    and the interval is too narrow: it held the raw one in 83 to 90 %, the normalised one in 90 to 95 %.
+    and the interval is too narrow: it held the raw one in 83 to 90 %, the normalised one in 90 to 95 %. With one probe
+    in a hundred isolated it held them in half of the draws only.
 
     Parameters
     ----------

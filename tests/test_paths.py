@@ -220,3 +220,19 @@ def test_unknown_clocks_and_malformed_replicates_are_refused() -> None:
             velocity(D, [0, 1], replicates=R)
     with pytest.raises(InvalidInput, match="finite"):
         velocity(D, [0, 1], replicates=np.full((2, 2, 3), np.inf))
+
+
+def test_a_replicate_that_is_no_triangle_costs_the_interval_and_not_the_value() -> None:
+    D = np.array([[0, 3, 5], [3, 0, 4], [5, 4, 0]], float)
+    replicates = np.repeat(D[..., None], 4, axis=2)
+    replicates[0, 2, 1] = replicates[2, 0, 1] = 8  # longer than the other two sides
+    bent = curvature(D, [0, 1, 2], replicates=replicates)
+    assert bent.values == pytest.approx([2 * np.sin(np.pi / 2) / 5])
+    assert bent.low is not None
+    assert bent.low[0] < bent.values[0]
+    assert bent.unavailable == {}
+    replicates[0, 2, 1] = replicates[2, 0, 1] = 0
+    lost = curvature(D, [0, 1, 2], replicates=replicates)
+    assert lost.values == pytest.approx(bent.values)
+    assert lost.low is not None
+    assert np.isnan(lost.low[0])

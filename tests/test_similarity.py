@@ -230,3 +230,10 @@ def test_what_only_one_measure_needs_is_said_by_that_measure() -> None:
         MutualKNN(metric="l1")  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="at least 1, not True"):
         MutualKNN(k=True)
+
+
+@pytest.mark.parametrize("measure", [Procrustes(), SVCCA()], ids=lambda measure: measure.name)
+def test_a_sampled_null_does_not_depend_on_which_point_is_relabelled(measure: Procrustes | SVCCA) -> None:
+    rng = np.random.default_rng(3)
+    a, b = measure.view(rng.normal(size=(60, 5))), measure.view(rng.normal(size=(60, 9)))
+    np.testing.assert_allclose(measure.null([a], [b]), measure.null([b], [a]), rtol=1e-9)

@@ -12,8 +12,10 @@ import numpy.typing as npt
 from replay.analyses.measuring import Advance, Numbers, measure_pairs
 from replay.analyses.selection import Slice
 from replay.geometry import gauge as gauge_module
+from replay.geometry import knn_gauge as knn_gauge_module
 from replay.geometry import spread as spread_module
 from replay.geometry.gauge import DiffusionGauge
+from replay.geometry.knn_gauge import KnnGauge
 from replay.geometry.measures import Measure
 from replay.geometry.spread import N_GROUPS, PairDistance, compare_frobenius, compare_pairs
 from replay.jobs import Cluster
@@ -28,6 +30,7 @@ __all__ = [
     "compare",
     "compare_with_doubt",
     "describe",
+    "describe_gauge",
     "disconnected",
     "distance_title",
     "fill_matrix",
@@ -45,10 +48,15 @@ Found = dict[tuple[tuple[str, str], tuple[str, str]], Measured]
 """What was measured of each pair of points."""
 
 
+def describe_gauge(gauge: DiffusionGauge | KnnGauge) -> dict[str, Any]:
+    """Return what an operator depends on beside the activations, in plain JSON types."""
+    module = gauge_module if isinstance(gauge, DiffusionGauge) else knn_gauge_module
+    return {**gauge.parameters(), "version": module.VERSION}
+
+
 def describe(measure: Measure, gauge: DiffusionGauge) -> dict[str, Any]:
     """Return what a comparison depends on beside its two points, in plain JSON types."""
-    made_by = {**gauge.parameters(), "version": gauge_module.VERSION} if measure.of == "operator" else None
-    return {"measure": measure.parameters(), "gauge": made_by}
+    return {"measure": measure.parameters(), "gauge": describe_gauge(gauge) if measure.of == "operator" else None}
 
 
 def compare(
@@ -109,10 +117,12 @@ def read_distances(measured: Measured, measure: Measure) -> tuple[PairDistance, 
     )
 
 
-def disconnected(places: Mapping[Place, Sequence[Measured]]) -> list[list[Any]]:
+def disconnected(places: Mapping[Place, Sequence[Slice | None]], found: Found) -> list[list[Any]]:
     """Say where graphs fall into parts: the place, into how many at most, and how many probes have no link."""
     told = []
-    for place, measured in places.items():
+    for place, members in places.items():
+        there = [piece.point for piece in members if piece is not None]
+        measured = [found[pair] for pair in combinations(there, 2) if pair in found]
         known = [one.numbers for one in measured if not one.reason]
         n_parts, n_isolated = (int(max((numbers[k] for numbers in known), default=0)) for k in (2, 3))
         if n_parts > 1:

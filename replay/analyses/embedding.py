@@ -1,7 +1,6 @@
 """Trajectories in a plane: all checkpoints of all runs as points, from the distances between them."""
 
 from collections.abc import Mapping
-from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -140,12 +139,7 @@ def analyze_embedding(
             "measure_title": distance_title(measure),
             "n_probes": max(piece.n_probes for pieces in groups.values() for piece in pieces),
             "facts": facts,
-            "disconnected": disconnected(
-                {
-                    (layer,): [found[a.point, b.point] for a, b in combinations(pieces, 2) if a.point != b.point]
-                    for layer, pieces in groups.items()
-                }
-            ),
+            "disconnected": disconnected({(layer,): pieces for layer, pieces in groups.items()}, found),
             "unavailable": reasons,
         }
         return Made(arrays, attrs)

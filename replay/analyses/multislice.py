@@ -9,7 +9,7 @@ import numpy as np
 
 from replay.analyses.comparing import read_point
 from replay.analyses.measuring import Advance, Numbers
-from replay.analyses.results import Made, keep_result, texts
+from replay.analyses.results import Made, coordinates, keep_result, texts
 from replay.analyses.selection import Choice, Slice, select_layers
 from replay.geometry import multislice as multislice_module
 from replay.geometry.embedding import check_seed
@@ -75,16 +75,12 @@ def analyze_multislice(
         raise InvalidInput(f"--neighbours must be a whole number of at least 1, not {knn}")
     cluster = cluster or Cluster()
     selection = select_layers(store, choice or Choice())
-    slices: dict[tuple[str, str], dict[int, Slice]] = {
-        (run, layer): {step: piece for (step, name), piece in sorted(history.slices.items()) if name == layer}
-        for run, history in selection.histories.items()
-        for layer in selection.layers
-    }
+    slices = selection.paths()
     steps = sorted({step for pieces in slices.values() for step in pieces})
     n_probes = max(piece.n_probes for pieces in slices.values() for piece in pieces.values())
     parameters = {**selection.parameters(), "steps": steps, "knn": knn, "seed": seed}
     inputs = [[run, layer, step, p.point] for (run, layer), pieces in slices.items() for step, p in pieces.items()]
-    made_from = selection.made_from(dict.fromkeys(selection.runs, steps))
+    made_from = selection.made_from(steps)
     key = content_key("multislice", inputs=inputs, made_from=made_from, version=multislice_module.VERSION, **parameters)
     probes = store.probes(selection.capture.probes)
 
@@ -120,10 +116,7 @@ def analyze_multislice(
             "multislice": Array(points, ("run", "layer", "step", "probe", "component")),
             "trustworthiness": Array(judged[0], ("run", "layer")),
             "random_agreement": Array(judged[1], ("run", "layer")),
-            "run": texts(selection.runs, ("run",)),
-            "layer": texts(selection.layers, ("layer",)),
-            "step": Array(np.array(steps, np.int64), ("step",)),
-            **{name: texts(rows, ("run", "step")) for name, rows in made_from.items()},
+            **coordinates(selection, steps),
             **{name: texts(["" if v is None else v for v in probes[name]], ("probe",)) for name in ("label", "text")},
         }
         return Made(arrays, {"n_probes": n_probes, "unavailable": sorted(reasons)})

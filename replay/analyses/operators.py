@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replay.analyses.comparing import read_point
+from replay.analyses.comparing import describe_gauge, read_point
 from replay.analyses.measuring import Advance
 from replay.analyses.selection import Choice, Slice, select_layers
-from replay.geometry import gauge as gauge_module
-from replay.geometry import knn_gauge as knn_gauge_module
 from replay.geometry.gauge import DiffusionGauge
 from replay.geometry.knn_gauge import KnnGauge
 from replay.geometry.streaming import StreamedOperator
@@ -56,8 +54,7 @@ class Computed:
 
 def gauge_key(gauge: DiffusionGauge | KnnGauge) -> str:
     """Return the canonical JSON of a gauge and its code version, under which its operators are kept."""
-    version = gauge_module.VERSION if isinstance(gauge, DiffusionGauge) else knn_gauge_module.VERSION
-    return canonical({**gauge.parameters(), "version": version})
+    return canonical(describe_gauge(gauge))
 
 
 def keep_operators(

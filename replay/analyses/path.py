@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from replay.analyses.comparing import Found, compare_with_doubt, describe, disconnected, distance_title, read_distances
 from replay.analyses.measuring import Advance
-from replay.analyses.results import Made, keep_result, texts
+from replay.analyses.results import Made, coordinates, keep_result
 from replay.analyses.selection import Choice, Selection, Slice, select_layers
 from replay.geometry import paths as paths_module
 from replay.geometry import spread as spread_module
@@ -95,15 +95,7 @@ def analyze_path(
     measure, gauge = measure or find_measure("frobenius"), gauge or DiffusionGauge()
     cluster = cluster or Cluster()
     selection = select_layers(store, choice or Choice())
-    paths: dict[tuple[str, str], dict[int, Slice]] = {
-        (run, layer): {
-            step: history.slices[step, layer]
-            for step in history.steps(selection.layers)
-            if (step, layer) in history.slices
-        }
-        for run, history in selection.histories.items()
-        for layer in selection.layers
-    }
+    paths = selection.paths()
     longest = max(paths, key=lambda place: len(paths[place]))
     if len(paths[longest]) <= REACH:
         raise Unavailable(
@@ -114,7 +106,7 @@ def analyze_path(
     parameters = {**selection.parameters(), "steps": steps, **describe(measure, gauge), "groups": N_GROUPS}
     inputs = [[run, layer, step, p.point] for (run, layer), path in paths.items() for step, p in path.items()]
     versions = [spread_module.VERSION, paths_module.VERSION]
-    made_from = selection.made_from(dict.fromkeys(selection.runs, steps))
+    made_from = selection.made_from(steps)
     key = content_key("path", inputs=inputs, made_from=made_from, versions=versions, **parameters)
 
     def make() -> Made:
@@ -126,13 +118,7 @@ def analyze_path(
         found = compare_with_doubt(store, groups, measure, gauge, cluster=cluster, advance=advance)
         made = _tables(selection, paths, steps, found, measure)
         made.attrs.update(
-            disconnected=disconnected(
-                {
-                    (run, layer): [found[pieces[i].point, pieces[j].point] for i, j in _links(len(pieces))]
-                    for (run, layer), pieces in ((place, list(path.values())) for place, path in paths.items())
-                    if len(pieces) > REACH
-                }
-            ),
+            disconnected=disconnected({place: list(path.values()) for place, path in paths.items()}, found),
             measure_title=distance_title(measure),
             n_probes=max(piece.n_probes for path in paths.values() for piece in path.values()),
             interval="95 % over probes, delete-group jackknife",
@@ -174,10 +160,7 @@ def _tables(
                 ratios[f"{name}{end}"][r, c] = value
     arrays = {name: Array(grid, ("run", "step", "layer")) for name, grid in grids.items()}
     arrays |= {name: Array(grid, ("run", "layer")) for name, grid in ratios.items()}
-    made_from = selection.made_from(dict.fromkeys(selection.runs, steps))
-    arrays |= {name: texts(rows, ("run", "step")) for name, rows in made_from.items()}
-    arrays |= {"run": texts(selection.runs, ("run",)), "layer": texts(selection.layers, ("layer",))}
-    arrays["step"] = Array(np.array(steps, np.int64), ("step",))
+    arrays |= coordinates(selection, steps)
     return Made(arrays, {"unavailable": reasons})
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from replay.analyses.selection import Selection
 from store.catalog import Store
 from store.commits import commit_result, stage_result, use_result
 from store.segments import Array
@@ -12,7 +13,7 @@ from store.segments import Array
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Made", "keep_result", "texts"]
+__all__ = ["Made", "coordinates", "keep_result", "texts"]
 
 
 class Made(NamedTuple):
@@ -58,6 +59,16 @@ def keep_result(
             store, stage_result(store.root, key, arrays=made.arrays, attrs=attrs), name=name, parameters=about
         )
     return store.result(name, key=key)
+
+
+def coordinates(selection: Selection, steps: Sequence[int]) -> dict[str, Array]:
+    """Return runs, layers and steps of a result, and over (run, step) the revision, commit and weights it is from."""
+    arrays = {name: texts(rows, ("run", "step")) for name, rows in selection.made_from(steps).items()}
+    return arrays | {
+        "run": texts(selection.runs, ("run",)),
+        "layer": texts(selection.layers, ("layer",)),
+        "step": Array(np.array(steps, np.int64), ("step",)),
+    }
 
 
 def texts(values: Sequence[Any], dims: tuple[str, ...]) -> Array:

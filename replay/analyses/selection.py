@@ -122,12 +122,24 @@ class Selection:
                 error.add_note(_left_out(self.histories))
             raise
 
-    def made_from(self, steps: Mapping[str, Sequence[int]]) -> dict[str, list[list[str]]]:
-        """Return the revision, commit and weights of each run at its ``steps``; empty where it has none."""
+    def paths(self) -> dict[tuple[str, str], dict[int, Slice]]:
+        """Return the points of each run and layer by step, ascending."""
+        return {
+            (run, layer): {
+                step: history.slices[step, layer]
+                for step in history.steps(self.layers)
+                if (step, layer) in history.slices
+            }
+            for run, history in self.histories.items()
+            for layer in self.layers
+        }
+
+    def made_from(self, steps: Sequence[int]) -> dict[str, list[list[str]]]:
+        """Return the revision, commit and weights of each run at each of ``steps``; empty where it has none."""
         return {
             what: [
-                [getattr(history.revisions.get(step), attribute, None) or "" for step in steps[run]]
-                for run, history in self.histories.items()
+                [getattr(history.revisions.get(step), attribute, None) or "" for step in steps]
+                for history in self.histories.values()
             ]
             for what, attribute in (("revision", "name"), ("commit", "commit"), ("weights", "weights"))
         }

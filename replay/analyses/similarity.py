@@ -1,14 +1,13 @@
 """Similarity of representations: layers with layers, steps with steps, runs with runs."""
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from replay.analyses.comparing import Place, compare, describe, disconnected, fill_matrix
+from replay.analyses.comparing import compare, describe, disconnected, fill_matrix
 from replay.analyses.measuring import Advance
-from replay.analyses.results import Made, keep_result, texts
+from replay.analyses.results import Made, coordinates, keep_result, texts
 from replay.analyses.selection import Choice, Selection, Slice, choose_steps, select_layers
 from replay.geometry.gauge import DiffusionGauge
 from replay.geometry.measures import Measure, find_measure
@@ -16,7 +15,6 @@ from replay.jobs import Cluster
 from store.catalog import Store
 from store.errors import InvalidInput, Unavailable
 from store.keys import content_key
-from store.measurements import Measured
 from store.segments import Array
 
 if TYPE_CHECKING:
@@ -98,7 +96,7 @@ def analyze_similarity(
         **describe(measure, gauge),
     }
     inputs = [[None if piece is None else piece.point for piece in members] for _, members in panels]
-    made_from = selection.made_from(dict.fromkeys(selection.runs, chosen))
+    made_from = selection.made_from(chosen)
     key = content_key("similarity", inputs=inputs, labels=labels, made_from=made_from, version=VERSION, **parameters)
 
     def make() -> Made:
@@ -108,11 +106,8 @@ def analyze_similarity(
         }
         found = compare(store, groups, measure, gauge, cluster=cluster, advance=advance)
         values, nulls, reasons = [], [], []
-        apart: dict[Place, list[Measured]] = {}
         for about, members in panels:
             value, null, undefined = fill_matrix(members, found, 0.0 if measure.sense == "distance" else 1.0)
-            there = [piece for piece in members if piece is not None]
-            apart[about["panel"],] = [found[a.point, b.point] for a, b in combinations(there, 2) if a.point != b.point]
             values.append(value)
             nulls.append(null)
             reasons += [[about["panel"], labels[i], labels[j], reason] for (i, j), reason in undefined.items()]
@@ -121,15 +116,13 @@ def analyze_similarity(
         arrays |= {"label": texts(labels, ("row",)), "panel": texts([a["panel"] for a, _ in panels], ("panel",))}
         for name in ("run", "step", "layer"):
             arrays[f"panel_{name}"] = texts([about.get(name, "") for about, _ in panels], ("panel",))
-        arrays |= {name: texts(rows, ("run", "step")) for name, rows in made_from.items()}
-        arrays |= {"run": texts(selection.runs, ("run",)), "step": Array(np.array(chosen, np.int64), ("step",))}
+        arrays |= coordinates(selection, chosen)
         attrs = {
-            "measure": measure.name,
             "measure_title": measure.title,
             "sense": measure.sense,
             "no_null": measure.no_null,
             "n_probes": max(piece.n_probes for _, members in panels for piece in members if piece is not None),
-            "disconnected": disconnected(apart),
+            "disconnected": disconnected({(about["panel"],): members for about, members in panels}, found),
             "unavailable": reasons,
         }
         return Made(arrays, attrs)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from replay.analyses.comparing import read_point
+from replay.analyses.comparing import describe_gauge, read_point
 from replay.analyses.measuring import Advance, Numbers, measure_points
-from replay.analyses.results import Made, keep_result, texts
+from replay.analyses.results import Made, coordinates, keep_result
 from replay.analyses.selection import Choice, Slice, select_layers
-from replay.geometry import gauge as gauge_module
 from replay.geometry import spectrum as spectrum_module
 from replay.geometry.gauge import DiffusionGauge
 from replay.geometry.spectrum import spectrum, uniform_walk
+from replay.geometry.spread import N_GROUPS
 from replay.geometry.statistics import jackknife_interval, probe_groups
 from replay.jobs import Cluster
 from store.catalog import Store
@@ -29,9 +29,6 @@ __all__ = ["SCALARS", "analyze_spectrum"]
 
 SCALARS = tuple(uniform_walk(2))
 """Names of the numbers that stand for a spectrum, in order."""
-
-N_GROUPS = 15
-"""Groups of probes that are left out in turn for the intervals."""
 
 
 def analyze_spectrum(
@@ -92,7 +89,7 @@ def analyze_spectrum(
     n_probes = max(piece.n_probes for piece in cells.values())
     recipe = {
         "what": "spectra",
-        "gauge": {**gauge.parameters(), "version": gauge_module.VERSION},
+        "gauge": describe_gauge(gauge),
         "k": k,
         "t": t,
         "groups": N_GROUPS,
@@ -100,7 +97,7 @@ def analyze_spectrum(
     }
     parameters = {**selection.parameters(), **{name: recipe[name] for name in ("gauge", "k", "t")}, "steps": steps}
     inputs = [[*place, piece.point] for place, piece in cells.items()]
-    made_from = selection.made_from(dict.fromkeys(selection.runs, steps))
+    made_from = selection.made_from(steps)
     key = content_key("spectrum", inputs=inputs, made_from=made_from, recipe=recipe, **parameters)
 
     def make() -> Made:
@@ -132,12 +129,7 @@ def analyze_spectrum(
             "eigenvalues": Array(eigenvalues, (*axes, "rank")),
             "stationary": Array(stationary, (*axes, "probe")),
         }
-        arrays |= {name: texts(rows, ("run", "step")) for name, rows in made_from.items()}
-        arrays |= {"run": texts(selection.runs, ("run",)), "layer": texts(selection.layers, ("layer",))}
-        arrays |= {
-            "step": Array(np.array(steps, np.int64), ("step",)),
-            "rank": Array(np.arange(1, n_kept + 1), ("rank",)),
-        }
+        arrays |= {**coordinates(selection, steps), "rank": Array(np.arange(1, n_kept + 1), ("rank",))}
         attrs = {
             "n_probes": n_probes,
             "uniform": uniform_walk(n_probes, t=t),

@@ -9,7 +9,7 @@ import numpy as np
 
 from replay.analyses.comparing import Found, compare_with_doubt, describe, disconnected, distance_title, read_distances
 from replay.analyses.measuring import Advance
-from replay.analyses.results import Made, keep_result, texts
+from replay.analyses.results import Made, coordinates, keep_result
 from replay.analyses.selection import Choice, History, Selection, Slice, select_layers
 from replay.geometry import convergence as convergence_module
 from replay.geometry import spread as spread_module
@@ -98,7 +98,7 @@ def analyze_spread(
         )
     join = selection.join()
     cells, lacking = _cells(selection.histories, join.steps, selection.layers)
-    made_from = selection.made_from(dict.fromkeys(selection.runs, join.steps))
+    made_from = selection.made_from(join.steps)
     parameters = {**selection.parameters(), "steps": join.steps, **describe(measure, gauge), "groups": N_GROUPS}
     inputs = [[cell.step, cell.layer, [piece.point for piece in cell.slices]] for cell in cells]
     versions = [spread_module.VERSION, convergence_module.VERSION]
@@ -111,12 +111,7 @@ def analyze_spread(
         rows, undefined = _summaries(cells, found, measure)
         made = _tables(names, rows, lacking | undefined, selection, join.steps)
         made.attrs.update(
-            disconnected=disconnected(
-                {
-                    (cell.step, cell.layer): [found[a.point, b.point] for a, b in combinations(cell.slices, 2)]
-                    for cell in cells
-                }
-            ),
+            disconnected=disconnected({(cell.step, cell.layer): cell.slices for cell in cells}, found),
             measure_title=distance_title(measure),
             no_ceiling=measure.no_null,
             n_probes=max((piece.n_probes for cell in cells for piece in cell.slices), default=0),
@@ -207,10 +202,7 @@ def _tables(
             reasons.append([None, layer, f"phases: {error}"])
     arrays = {name: Array(values, ("step", "layer")) for name, values in grids.items()}
     arrays |= {name: Array(values, ("layer",)) for name, values in rates.items()}
-    arrays |= {"step": Array(np.array(steps, np.int64), ("step",)), "layer": texts(layers, ("layer",))}
-    made_from = selection.made_from(dict.fromkeys(selection.runs, steps))
-    arrays |= {name: texts(entries, ("run", "step")) for name, entries in made_from.items()}
-    arrays["run"] = texts(selection.runs, ("run",))
+    arrays |= coordinates(selection, steps)
     no_runs = next((spreads[0].no_runs for spreads in rows.values()), None)
     attrs = {
         "phases": phases,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SquaredDistances", "row_blocks", "squared_distances"]
+__all__ = ["SquaredDistances", "power_of_two", "row_blocks", "squared_distances"]
 
 FLOAT32_TRUST = 3e-2
 """Below this ratio of d² to |x|²+|y|² the float32 product has lost too many bits: the pair is computed again."""
@@ -62,7 +62,7 @@ def squared_distances(X: Rows, *, out: npt.NDArray[np.float32] | None = None) ->
         Each distance to about 1e-6 of itself. Peak memory beyond ``X``: 4n² + 4nd bytes and a few MB.
     """
     centre = (np.full(len(X), 1 / len(X), X.dtype) @ X).astype(np.float64)  # near the mean, which is as good
-    unit = _power_of_two(X, centre)
+    unit = power_of_two(X, centre)
     D = _gram(X, centre, unit, out=out)
     duplicate = np.zeros(len(X), np.bool_)
     near = _expand(D)
@@ -79,7 +79,8 @@ def row_blocks(n: int) -> list[slice]:
     return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
 
 
-def _power_of_two(X: Rows, centre: npt.NDArray[np.float64]) -> float:
+def power_of_two(X: Rows, centre: npt.NDArray[np.float64]) -> float:
+    """Return the power of two next below the largest coordinate of the rows from ``centre``; 1 if all are there."""
     extent = float(np.max(np.maximum(X.max(axis=0) - centre, centre - X.min(axis=0))))
     return 1.0 if extent == 0 else float(2.0 ** np.floor(np.log2(extent)))
 

@@ -156,35 +156,27 @@ def compare_frobenius(
     groups = _groups(activations, n_groups=n_groups, seed=seed)
     points: dict[int, ResponsiveOperator] = {}
     facts: dict[int, Moments] = {}
-    parts: dict[int, int] = {}
     used = sorted({i for pair in pairs for i in pair})
     room = np.empty((len(used), len(groups), len(groups)), np.float32)  # one piece, kept from step to step by malloc
     for i, out in zip(used, room, strict=True):
         operator = None if operators is None else _checked(operators[i], gauge, len(groups))
         points[i] = respond(gauge, activations[i], groups, operator=operator, out=out)
         facts[i] = moments(points[i].matrix)
-        parts[i] = points[i].n_parts
     found = {
-        (i, j): _frobenius_pair(influence, facts[i], facts[j], np.bincount(groups))
-        for influence, (i, j) in zip(pair_influences(points, pairs), pairs, strict=True)
-    }
-    found = {
-        (i, j): FrobeniusPair(
-            *(
-                replace(
-                    distance,
-                    n_parts=max(parts[i], parts[j]),
-                    n_isolated=max(len(points[i].isolated), len(points[j].isolated)),
-                )
-                for distance in pair
-            )
+        (i, j): _frobenius_pair(
+            influence,
+            facts[i],
+            facts[j],
+            np.bincount(groups),
+            n_parts=max(points[i].n_parts, points[j].n_parts),
+            n_isolated=max(len(points[i].isolated), len(points[j].isolated)),
         )
-        for (i, j), pair in found.items()
+        for influence, (i, j) in zip(pair_influences(points, pairs), pairs, strict=True)
     }
     beyond = [
         (i, j)
         for (i, j), pair in found.items()
-        if len(points[i].isolated) + len(points[j].isolated) or _is_large(pair.raw) or _is_large(pair.normalized)
+        if pair.raw.n_isolated or _is_large(pair.raw) or _is_large(pair.normalized)
     ]
     del points, room, out
     found |= _with_exact_replicates(found, activations, gauge, beyond, groups)
@@ -356,17 +348,21 @@ def _checked(operator: Operator | Matrix, gauge: DiffusionGauge, n: int) -> Matr
     return matrix
 
 
-def _frobenius_pair(influence: Influence, P: Moments, Q: Moments, sizes: npt.NDArray[np.intp]) -> FrobeniusPair:
+def _frobenius_pair(
+    influence: Influence, P: Moments, Q: Moments, sizes: npt.NDArray[np.intp], *, n_parts: int, n_isolated: int
+) -> FrobeniusPair:
     raw = np.sqrt(influence.difference)
     normalized = raw / np.sqrt(influence.squares) if raw else 0.0
     of_raw = influence.of_difference / (2 * raw) if raw else np.zeros(len(sizes))
     of_normalized = normalized * (of_raw / raw - influence.of_squares / (2 * influence.squares)) if raw else of_raw
     return FrobeniusPair(
-        PairDistance(float(raw), permutation_ceiling(P, Q), _without(float(raw), of_raw, sizes)),
+        PairDistance(float(raw), permutation_ceiling(P, Q), _without(float(raw), of_raw, sizes), n_parts, n_isolated),
         PairDistance(
             float(normalized),
             permutation_ceiling(P, Q, normalized=True),
             _without(float(normalized), of_normalized, sizes),
+            n_parts,
+            n_isolated,
         ),
     )
 

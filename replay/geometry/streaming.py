@@ -19,7 +19,7 @@ from replay.geometry.gauge import (
     median_distance,
     unit_rows,
 )
-from replay.geometry.pairwise import FLOAT32_TRUST, FLOAT64_TRUST, MANY_PAIRS
+from replay.geometry.pairwise import FLOAT32_TRUST, FLOAT64_TRUST, MANY_PAIRS, power_of_two
 
 __all__ = ["DistanceRows", "StreamedOperator", "stream"]
 
@@ -44,8 +44,7 @@ class DistanceRows:
         """Centre and scale the (n, d) finite float32 or float64 rows, in 4nd bytes beside them."""
         self.X = X
         self.centre = X.mean(axis=0, dtype=np.float64)
-        extent = float(np.max(np.maximum(X.max(axis=0) - self.centre, self.centre - X.min(axis=0))))
-        self.unit = 1.0 if extent == 0 else float(2.0 ** np.floor(np.log2(extent)))
+        self.unit = power_of_two(X, self.centre)
         """The power of two that rows are divided by: squared distances are in units of its square."""
         self.Y = np.empty(X.shape, np.float32)
         self.norms = np.empty(len(X), np.float32)

@@ -12,9 +12,11 @@ from cli.demo import demo
 from cli.export import export
 from cli.gauge import gauge
 from cli.ingest import ingest, watch
+from cli.layers import layers
 from cli.ls import ls
 from cli.merge import merge
 from cli.probes import probes
+from cli.refine import refine
 from cli.upgrade import upgrade
 from store.errors import ReplayError
 
@@ -62,5 +64,5 @@ def main(ctx: click.Context, store: Path, *, debug: bool) -> None:  # noqa: ARG0
     ctx.obj = store
 
 
-for _command in (ingest, watch, audit, analyze, merge, gauge, ls, probes, export, upgrade, demo):
+for _command in (ingest, watch, refine, audit, analyze, merge, gauge, layers, ls, probes, export, upgrade, demo):
     main.add_command(_command)

@@ -35,12 +35,22 @@ def _what_to_ingest(*, revisions: str) -> Callable[[Command], Command]:
             help="Folder of step*/ or checkpoint-*/ folders, or one model; repeatable.",
         ),
         click.option(
+            "--model", metavar="FACTORY",
+            help="What builds a model that is none of transformers: package.module:function or file.py:function; "
+            "then --path holds its weights, plain or of Lightning.",
+        ),
+        click.option(
+            "--prefix", metavar="NAME",
+            help="What stands before the names of the model's weights in the files, where it is not found.",
+        ),
+        click.option(
             "--revisions", multiple=True, metavar="SPEC", default=(revisions,), show_default=True,
             help="all, main, a name, a list a,b, a range 0..4000, every:1000, log:20, last:5, a glob step*; "
             "repeatable.",
         ),
         click.option(
-            "--probes", default="topics", show_default=True, metavar="NAME|FILE", help="Probe set or file of probes.",
+            "--probes", default="topics", show_default=True, metavar="NAME|FILE",
+            help="Probe set or file of probes: texts (.txt, .jsonl, .csv) or arrays (.npy, .npz).",
         ),
         click.option(
             "--layers", multiple=True, metavar="SPEC", default=("blocks[*]",), show_default=True,
@@ -49,20 +59,24 @@ def _what_to_ingest(*, revisions: str) -> Callable[[Command], Command]:
         ),
         click.option(
             "--reduce", default="mean", show_default=True, metavar="HOW",
-            help="mean, last_token, first_token or all (one row a token), for layers that name none.",
+            help="mean, last_token, first_token or all (one row a token), of images flatten or spatial_mean, for "
+            "layers that name none.",
         ),
-        click.option("--max-length", default=128, show_default=True, metavar="TOKENS", help="Longer probes are cut."),
+        click.option("--max-length", default=128, show_default=True, metavar="TOKENS", help="Longer texts are cut."),
         click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."),
         click.option(
             "--batch", default=512, show_default=True, metavar="TOKENS",
-            help="Tokens in one forward pass, padding included.",
+            help="Tokens in one forward pass, padding included; of arrays at most as many, and 1,024 times as many "
+            "numbers.",
         ),
         click.option("--step-regex", metavar="REGEX", help="Reads other revision names; needs a group (?P<step>…)."),
         click.option(
             "--cache-budget", default="20GB", show_default=True, metavar="SIZE",
             help="Room that downloads may take in the store at any moment.",
         ),
+        click.option("--loss", is_flag=True, help="Measure the language-model loss of each checkpoint on the probes."),
+        click.option("--weight-ranks", is_flag=True, help="Measure the stable rank of every weight matrix too."),
         click.option(
             "--partial", is_flag=True,
             help="Fetch only the tensors that the layers need, from safetensors; whole files are then not verified.",
@@ -85,6 +99,15 @@ def _what_to_ingest(*, revisions: str) -> Callable[[Command], Command]:
 
 @click.command()
 @_what_to_ingest(revisions="log:20")
+@click.option(
+    "--floor", default=0, metavar="N",
+    help="Replay N checkpoints of each run, spread over all, once more with weights moved within their rounding.",
+)  # fmt: skip
+@click.option(
+    "--scalars", "scalars", multiple=True, metavar="[RUN=]FILE",
+    help="CSV of scalars of training, such as loss: a column step (or tokens, epoch), if wanted one run, and one a "
+    "scalar. Repeatable; what is replayed already is not replayed again.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 def ingest(
     store: Path,
@@ -93,6 +116,7 @@ def ingest(
     repos: tuple[str, ...],
     paths: tuple[Path, ...],
     how: dict[str, Any],
+    scalars: tuple[str, ...],
     dry_run: bool,
     **what: Any,
 ) -> None:
@@ -100,12 +124,16 @@ def ingest(
     from replay.ingest import ingest as run_ingest
     from replay.opening import open_store
     from replay.plan import make_plan, scratch_store
+    from replay.scalars import give_scalars, read_given
 
+    logged = read_given(scalars)
     with scratch_store(store) if dry_run else nullcontext(open_store(store, write=True)) as opened:
         request, sources = _read(opened, repos, paths, **what)
         with interruptible() as check, progress(check) as advance:
             plan = make_plan(opened, sources, request, advance=advance)
         _print_plan(plan, err=not dry_run)
+        for line in give_scalars(opened, [run.run for run in plan.runs], logged):
+            note(f"scalars: {line}")
         if dry_run:
             return
         outcomes: list[Outcome] = []
@@ -169,21 +197,26 @@ def _read(
     repos: Sequence[str],
     paths: Sequence[Path],
     *,
+    model: str | None,
+    prefix: str | None,
     probes: str,
     batch: int,
     step_regex: str | None,
     **what: Any,
 ) -> "tuple[IngestRequest, list[Source]]":
+    from replay.factories import read_factory
     from replay.plan import IngestRequest, choose_probes
     from replay.revisions import compile_step_pattern
     from replay.sources import open_sources
 
     pattern = None if step_regex is None else compile_step_pattern(step_regex)
+    factory = None if model is None else read_factory(model, prefix=prefix)
     probe_set = choose_probes(store, probes)
-    for finding in probe_set.report.notes():
+    for finding in probe_set.notes():
         note(f"probes {probe_set.name}: {finding}")
-    request = IngestRequest(probes=probe_set, batch_tokens=batch, step_regex=pattern, **what)
-    return request, open_sources(store, repos=repos, paths=paths, step_regex=pattern, report=note)
+    request = IngestRequest(probes=probe_set, batch_tokens=batch, step_regex=pattern, factory=factory, **what)
+    sources = open_sources(store, repos=repos, paths=paths, step_regex=pattern, report=note, factory=factory)
+    return request, sources
 
 
 def _bring_up_to_date(store: "Store", analysis: str, cluster: "Cluster") -> None:
@@ -208,10 +241,13 @@ def _print_plan(plan: "Plan", *, err: bool) -> None:
     print_table(columns, rows, err=err)
     for line in plan.notes:
         click.echo(line, err=err)
+    beside = [name for name, asked in (("loss", request.loss), ("weight ranks", request.weight_ranks)) if asked]
+    if request.floor:
+        beside.append(f"floor of {request.floor} a run")
     click.echo(
-        f"{len(request.probes.probes)} probes of {request.probes.name!r}, layers {', '.join(request.layers)}, "
-        f"{request.dtype}: {len(plan.jobs)} checkpoints to replay, {human_bytes(plan.bytes_to_fetch)} to fetch, "
-        f"about {human_bytes(plan.bytes_to_store)} to store",
+        f"{len(request.probes)} probes of {request.probes.name!r}, layers {', '.join(request.layers)}, "
+        f"{', '.join([request.dtype, *beside])}: {len(plan.jobs)} checkpoints to replay, "
+        f"{human_bytes(plan.bytes_to_fetch)} to fetch, about {human_bytes(plan.bytes_to_store)} to store",
         err=err,
     )
 
@@ -238,11 +274,18 @@ def _print_summary(plan: "Plan", outcomes: "Sequence[Outcome]", store: Path) -> 
     if lost:
         parts.append(f"{lost.total()} not reached")
     click.echo(f"{plan.n_revisions} revisions: {', '.join(parts)}; store {store}")
+    alike: dict[tuple[str, str], list[str]] = {}
     for run, name, reason in failures:
-        note(f"failed: {run} {name}: {reason}")
+        alike.setdefault((run, reason), []).append(name)
+    for (run, reason), revisions in alike.items():
+        more = f" and {len(revisions) - 1} more" if len(revisions) > 1 else ""
+        note(f"failed: {run} {revisions[0]}{more}: {reason}")
     unlisted += [f"not reached: {run}, {count} checkpoints: {reason}" for (run, reason), count in lost.items()]
     for line in unlisted:
         note(line)
+    no_loss = Counter((outcome.job.source.run, outcome.no_loss) for outcome in done if outcome.no_loss)
+    for (run, reason), count in no_loss.items():
+        note(f"no loss: {run}, {count} checkpoints: {reason}")
     if failures or unlisted:
         note("run the same command again to retry what failed")
     return bool(failures or unlisted)

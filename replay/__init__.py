@@ -4,10 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from replay.analyses.correlation import analyze_correlation
+    from replay.analyses.dimension import analyze_dimension
     from replay.analyses.embedding import analyze_embedding
+    from replay.analyses.floors import precision_floor
+    from replay.analyses.jumps import analyze_jumps
+    from replay.analyses.loss import probe_loss
     from replay.analyses.merging import merge_operators
     from replay.analyses.multislice import analyze_multislice
+    from replay.analyses.neurons import analyze_neurons
     from replay.analyses.path import analyze_path
+    from replay.analyses.phases import analyze_phases
     from replay.analyses.selection import Choice
     from replay.analyses.similarity import analyze_similarity
     from replay.analyses.spectrum import analyze_spectrum
@@ -29,15 +36,22 @@ __all__ = [
     "KnnGauge",
     "LayerSpec",
     "ReplayError",
+    "analyze_correlation",
+    "analyze_dimension",
     "analyze_embedding",
+    "analyze_jumps",
     "analyze_multislice",
+    "analyze_neurons",
     "analyze_path",
+    "analyze_phases",
     "analyze_similarity",
     "analyze_spectrum",
     "analyze_spread",
     "find_measure",
     "merge_operators",
     "open_store",
+    "precision_floor",
+    "probe_loss",
     "resolve_layer",
 ]
 
@@ -49,15 +63,22 @@ _HOMES = {
     "KnnGauge": "replay.geometry.knn_gauge",
     "LayerSpec": "replay.layers",
     "ReplayError": "store.errors",
+    "analyze_correlation": "replay.analyses.correlation",
+    "analyze_dimension": "replay.analyses.dimension",
     "analyze_embedding": "replay.analyses.embedding",
+    "analyze_jumps": "replay.analyses.jumps",
     "analyze_multislice": "replay.analyses.multislice",
+    "analyze_neurons": "replay.analyses.neurons",
     "analyze_path": "replay.analyses.path",
+    "analyze_phases": "replay.analyses.phases",
     "analyze_similarity": "replay.analyses.similarity",
     "analyze_spectrum": "replay.analyses.spectrum",
     "analyze_spread": "replay.analyses.spread",
     "find_measure": "replay.geometry.measures",
     "merge_operators": "replay.analyses.merging",
     "open_store": "replay.opening",
+    "precision_floor": "replay.analyses.floors",
+    "probe_loss": "replay.analyses.loss",
     "resolve_layer": "replay.layers",
 }
 

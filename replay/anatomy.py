@@ -1,4 +1,4 @@
-"""Where a model keeps its embedding, blocks and final norm, read from its structure so that any family works."""
+"""Where a model keeps its embedding, blocks and final norm, read from its structure so that any architecture works."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import inspect
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from replay.stages import find_stages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,7 +34,7 @@ class Anatomy:
     aliases: dict[str, str]
     """``embed``, ``blocks`` and ``final_norm`` to their paths; one that the model has not is absent."""
     blocks: tuple[nn.Module, ...]
-    """The blocks, first to last."""
+    """The blocks, first to last; without the alias ``blocks`` they stand in no list of their own."""
     shares_blocks: bool
     """Whether one block serves several layers (ALBERT), so that a block is no layer."""
 
@@ -73,7 +75,7 @@ class Anatomy:
             paths += [path for path in beside if path != above]
             owner = self.base.get_submodule(above)
         deepest = max(map(self._depth, modules), default=len(self.blocks))
-        if self.shares_blocks or deepest >= len(self.blocks):
+        if self.shares_blocks or "blocks" not in self.aliases or deepest >= len(self.blocks):
             return tuple(paths)
         blocks, norm = self.aliases["blocks"], self.aliases.get("final_norm")
         paths += [self.paths[block] for block in self.blocks[deepest + 1 :] if block not in self.blocks[: deepest + 1]]
@@ -103,9 +105,12 @@ def find_anatomy(model: nn.Module) -> Anatomy:
     """Find the parts of ``model``.
 
     The blocks are the ``ModuleList`` as long as the configuration says or else the longest, never one inside another
-    (those hold experts or sublayers); of equals the shallowest, then the first. The embedding is what holds the input
-    embedding and not the blocks. The final norm is the norm beside the blocks or, in models that normalise after each
-    sublayer (BERT), the last norm of the last block.
+    (those hold experts or sublayers); of equals the shallowest, then the first. A model without one has the blocks that
+    `replay.stages.find_stages` finds: the stages of a ResNet, the layers of an MLP.
+
+    The embedding is what holds the input embedding and not the blocks; in a model that is no transformers model and has
+    no table of tokens, a part of it with ``embed`` in its name (``patch_embed``). The final norm is the norm beside the
+    blocks or, in models that normalise after each sublayer (BERT), the last norm of the last block.
 
     Parameters
     ----------
@@ -125,7 +130,7 @@ def find_anatomy(model: nn.Module) -> Anatomy:
     shares_blocks = bool(blocks) and wanted is not None and wanted != len(blocks)
     if listed is not None:
         aliases["blocks"] = listed
-    embed = _find_embedding(stack, paths, listed)
+    embed = _find_embedding(stack, paths, listed, blocks)
     if embed is not None:
         aliases["embed"] = embed
     norm = None if listed is None or shares_blocks else _find_final_norm(base, paths, listed, blocks[-1])
@@ -163,20 +168,28 @@ def _n_layers(stack: nn.Module) -> int | None:
 
 def _find_blocks(stack: nn.Module, paths: dict[nn.Module, str]) -> tuple[tuple[nn.Module, ...], str | None]:
     from torch import nn
+    from torch.nn.utils.parametrize import ParametrizationList
 
     own = dict(stack.named_children()).get("blocks")
     if isinstance(own, nn.ModuleList | nn.Sequential) and len(own):
         return tuple(own), paths[own]
-    lists = {path: module for module, path in paths.items() if isinstance(module, nn.ModuleList) and len(module)}
+    lists = {
+        path: module
+        for module, path in paths.items()
+        if isinstance(module, nn.ModuleList) and len(module) and not isinstance(module, ParametrizationList)
+    }
     outer = {path: found for path, found in lists.items() if not any(path.startswith(f"{other}.") for other in lists)}
     if not outer:
-        return (), None
+        stages, listed = find_stages(stack)
+        return stages, None if listed is None else paths[listed]
     wanted = _n_layers(stack)
     path, best = max(outer.items(), key=lambda item: (len(item[1]) == wanted, len(item[1]), -item[0].count(".")))
     return tuple(best), path
 
 
-def _find_embedding(stack: nn.Module, paths: dict[nn.Module, str], blocks: str | None) -> str | None:
+def _find_embedding(
+    stack: nn.Module, paths: dict[nn.Module, str], listed: str | None, blocks: tuple[nn.Module, ...]
+) -> str | None:
     from torch import nn
 
     own = dict(stack.named_children()).get("embed")
@@ -189,13 +202,17 @@ def _find_embedding(stack: nn.Module, paths: dict[nn.Module, str], blocks: str |
         embedding = None
     if embedding not in paths:
         embedding = next((module for module in paths if isinstance(module, nn.Embedding)), None)
+    if embedding is None and get_embedding is None:
+        # convolutions that cut an image into patches, and the like
+        named = [child for name, child in stack.named_children() if "embed" in name and child not in blocks]
+        embedding = next((child for child in named if next(child.parameters(), None) is not None), None)
     if embedding is None:
         return None
     path = paths[embedding]
     parent = path.rpartition(".")[0]
     top = paths[stack]
     # BERT adds positions and normalises in a module around the table: that module is the embedding
-    while parent not in ("", top) and not f"{blocks}.".startswith(f"{parent}."):
+    while parent not in ("", top) and not f"{listed}.".startswith(f"{parent}."):
         path, parent = parent, parent.rpartition(".")[0]
     return path
 

@@ -557,7 +557,7 @@ def _other_names(history: _History) -> Iterator[FindingRecord]:
 def _without_tokenizer(history: _History) -> Iterator[FindingRecord]:
     described = [record for record in history.records if record.weights]
     without = tuple(record.name for record in described if not tokenizer_files(record.files))
-    if without:
+    if 0 < len(without) < len(described):  # a history that has none is of a model that reads no text
         text = f"{len(without)} of {len(described)} revisions have no tokenizer: {_capped(without)}"
         yield FindingRecord(None, "tokenizer", NOTE, text, without)
 

@@ -1,4 +1,4 @@
-"""Probes into padded batches whose composition depends on nothing but their lengths."""
+"""Probes into batches whose composition depends on nothing but their lengths, or the shape of arrays."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from store.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     import torch
 
-__all__ = ["Batch", "pad_batch", "plan_batches"]
+__all__ = ["Batch", "pad_batch", "plan_array_batches", "plan_batches"]
+
+NUMBERS_PER_TOKEN = 1024
+"""Numbers of an array that count for one token: about what a block holds of one."""
 
 
 class Batch(NamedTuple):
@@ -55,6 +59,36 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
             batches.append([])
         batches[-1].append(index)
     return batches
+
+
+def plan_array_batches(values: np.ndarray, batch_tokens: int) -> list[list[int]]:
+    """Group arrays in their order, at most ``batch_tokens`` in a batch and at least one.
+
+    Fewer are taken where that would be more than `NUMBERS_PER_TOKEN` times as many numbers or, of integers, which may
+    be ids that each take the room of a token, more than ``batch_tokens`` numbers.
+
+    Parameters
+    ----------
+    values
+        (probe, …).
+    batch_tokens
+        The size of a batch, in what text would have as tokens.
+
+    Returns
+    -------
+    list of list of int
+        Indices of probes; all batches but the last are of one size.
+
+    Raises
+    ------
+    InvalidInput
+        Fewer than one token a batch.
+    """
+    if batch_tokens < 1:
+        raise InvalidInput(f"batch_tokens must be at least 1, not {batch_tokens}")
+    room = batch_tokens * (NUMBERS_PER_TOKEN if values.dtype.kind == "f" else 1)
+    size = max(1, min(batch_tokens, room // values[0].size))
+    return [list(range(first, min(first + size, len(values)))) for first in range(0, len(values), size)]
 
 
 def pad_batch(token_ids: Sequence[Sequence[int]], *, pad_token_id: int, padding_side: str) -> Batch:

@@ -11,11 +11,11 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from replay.anatomy import find_anatomy
-from replay.batches import Batch, pad_batch, plan_batches
+from replay.batches import Batch, pad_batch, plan_array_batches, plan_batches
 from replay.hooks import ForwardPass, swallowing_stops
 from replay.layers import LayerSpec, ResolvedLayer, find_sites
 from replay.threads import side_by_side
-from store.errors import InvalidInput, InvalidLayer, InvalidProbes
+from store.errors import InvalidInput, InvalidLayer, InvalidProbes, ReplayError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     _Values = dict[LayerSpec, torch.Tensor]
 
-__all__ = ["ActivationExtractor", "replay_probes"]
+__all__ = ["ActivationExtractor", "replay_arrays", "replay_probes", "try_arrays"]
 
 
 class ActivationExtractor:
@@ -221,7 +221,6 @@ def replay_probes(
         As `ActivationExtractor.capture`; a layer that does not give one row a probe, or for ``all`` one a token.
     """
     import numpy as np
-    import torch
 
     if not token_ids:
         raise InvalidProbes("no probes to replay")
@@ -231,12 +230,146 @@ def replay_probes(
     lengths = [len(tokens) for tokens in token_ids]
     starts = np.concatenate([[0], np.cumsum(lengths)])
     batches = plan_batches(lengths, batch_tokens)
+
+    def call(root: nn.Module, indices: list[int]) -> None:
+        batch = pad_batch([token_ids[i] for i in indices], pad_token_id=pad_token_id, padding_side=padding_side)
+        _run(root, batch, padding_side, device)
+
+    def rows_of(reduce: str, indices: list[int]) -> np.ndarray:
+        if reduce == "all":
+            return np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
+        return np.array(indices)
+
+    n_rows = {"all": int(starts[-1])}
+    return _replay(
+        model,
+        layers,
+        batches,
+        call=call,
+        rows_of=rows_of,
+        n_rows=lambda reduce: n_rows.get(reduce, len(lengths)),
+        device=device,
+        progress=progress,
+    )
+
+
+def replay_arrays(
+    model: nn.Module,
+    values: np.ndarray,
+    layers: Sequence[ResolvedLayer],
+    *,
+    batch_tokens: int = 512,
+    device: str = "cpu",
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """Run every array through ``model`` as its first argument and return what ``layers`` computed.
+
+    All else is as in `replay_probes`. Floats are given the type of the model's parameters, integers stay as they are.
+
+    Parameters
+    ----------
+    model
+        Any model, on ``device``.
+    values
+        (probe, …).
+    layers
+        From `expand_layers`; none that is reduced by ``all``.
+    batch_tokens
+        The size of a batch, as `replay.batches.plan_array_batches` has it.
+    device, progress
+        As in `replay_probes`.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        By the text of each spec, in float32: (probe, feature).
+
+    Raises
+    ------
+    InvalidInput
+        A model that is elsewhere.
+    InvalidProbes
+        No probes at all, or arrays that the model does not take.
+    InvalidLayer, UnknownLayer
+        As `ActivationExtractor.capture`; a layer that does not give one row a probe.
+    """
+    import numpy as np
+
+    if not len(values):
+        raise InvalidProbes("no probes to replay")
+    _check_device(find_anatomy(model).stack, device)
+    return _replay(
+        model,
+        layers,
+        plan_array_batches(values, batch_tokens),
+        call=lambda root, indices: _feed(root, values[indices]),
+        rows_of=lambda _, indices: np.array(indices),
+        n_rows=lambda _: len(values),
+        device=device,
+        progress=progress,
+    )
+
+
+def try_arrays(model: nn.Module, values: np.ndarray, layers: Sequence[ResolvedLayer]) -> dict[str, int]:
+    """Run two of the arrays through ``model`` and return how many features each of ``layers`` then has.
+
+    On the meta device nothing is computed and shapes alone are found out; a model that cannot be run there gives 0.
+
+    Parameters
+    ----------
+    model
+        On any device, with any weights.
+    values, layers
+        As for `replay_arrays`.
+
+    Raises
+    ------
+    InvalidProbes, InvalidLayer, UnknownLayer
+        As `replay_arrays`.
+    """
+    import torch
+
+    root = find_anatomy(model).stack
+    few = values[:2]
+    extractor = ActivationExtractor([layer.spec for layer in layers], stop=True)
+    with _keeping_modes(model), extractor.capture(model, root=root), torch.inference_mode():
+        model.eval()
+        try:
+            _feed(root, few)
+        except NotImplementedError:
+            if all(parameter.is_meta for parameter in root.parameters()):
+                return {str(layer.spec): 0 for layer in layers}
+            raise
+    captured = extractor.get_activations()
+    for spec, activations in captured.items():
+        _check_rows(spec, activations, len(few))
+    return {str(spec): activations.shape[1:].numel() for spec, activations in captured.items()}
+
+
+def _replay(
+    model: nn.Module,
+    layers: Sequence[ResolvedLayer],
+    batches: Sequence[list[int]],
+    *,
+    call: Callable[[nn.Module, list[int]], None],
+    rows_of: Callable[[str, list[int]], np.ndarray],
+    n_rows: Callable[[str], int],
+    device: str,
+    progress: Callable[[int], None] | None,
+) -> dict[str, np.ndarray]:
+    """Run the probes batch by batch and put what ``layers`` give where it belongs.
+
+    ``call`` runs the probes of some indices through a model; of a reduction ``n_rows`` tells how many rows there are,
+    ``rows_of`` which of them the probes of some indices fill.
+    """
+    import numpy as np
+    import torch
+
     results: dict[str, np.ndarray] = {}
 
     def run(root: nn.Module, extractor: ActivationExtractor, indices: list[int]) -> _Values:
-        batch = pad_batch([token_ids[i] for i in indices], pad_token_id=pad_token_id, padding_side=padding_side)
         with torch.inference_mode():
-            _run(root, batch, padding_side, device)
+            call(root, indices)
         return extractor.get_activations()
 
     with ExitStack() as cleanup:
@@ -249,21 +382,21 @@ def replay_probes(
             replica.eval()
             replicas.append(partial(run, root, extractor))
         for indices, captured in cleanup.enter_context(_spread_over(replicas, batches)):
-            tokens = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
             for spec, values in captured.items():
-                by_token = spec.reduce == "all"
-                rows = tokens if by_token else np.array(indices)
-                if len(values) != len(rows):
-                    unit = "token" if by_token else "probe"
-                    raise InvalidLayer(
-                        f"{spec} gives {len(values)} rows for {len(rows)} {unit}s: it has not one a {unit}"
-                    )
-                n_rows = starts[-1] if by_token else len(lengths)
-                result = results.setdefault(str(spec), np.empty((n_rows, *values.shape[1:]), dtype=np.float32))
+                rows = rows_of(spec.reduce, indices)
+                _check_rows(spec, values, len(rows))
+                shape = (n_rows(spec.reduce), *values.shape[1:])
+                result = results.setdefault(str(spec), np.empty(shape, dtype=np.float32))
                 result[rows] = values.float().cpu().numpy()
             if progress is not None:
                 progress(len(indices))
     return results
+
+
+def _check_rows(spec: LayerSpec, values: torch.Tensor, n_rows: int) -> None:
+    if len(values) != n_rows:
+        unit = "token" if spec.reduce == "all" else "probe"
+        raise InvalidLayer(f"{spec} gives {len(values)} rows for {n_rows} {unit}s: it has not one a {unit}")
 
 
 def _replicas(model: nn.Module, count: int) -> list[nn.Module]:
@@ -326,6 +459,26 @@ def _run(stack: nn.Module, batch: Batch, padding_side: str, device: str) -> None
         n_tokens = batch.input_ids.shape[1]
         raise InvalidProbes(
             f"{name} has no positions for a probe of {n_tokens} tokens: shorten it ({error})"
+        ) from error
+
+
+def _feed(stack: nn.Module, values: np.ndarray) -> None:
+    """Call ``stack`` with arrays, on the device of its parameters and in their type."""
+    import torch
+
+    weight = next((p for p in stack.parameters() if p.is_floating_point()), torch.empty(0))
+    given = torch.from_numpy(values).to(weight.device)
+    try:
+        stack(given.to(weight.dtype) if given.is_floating_point() else given)
+    except (ReplayError, torch.OutOfMemoryError, NotImplementedError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        hint = "" if given.is_floating_point() else " (integers are given as they are: save floats if they are no ids)"
+        shape = ", ".join(["probe", *map(str, values.shape[1:])])
+        raise InvalidProbes(
+            f"{type(stack).__name__} does not take arrays of shape ({shape}) and type {values.dtype}{hint}: "
+            f"{type(error).__name__}: {reason}"
         ) from error
 
 

@@ -5,16 +5,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from replay.factories import ModelFactory
 from replay.layers import ResolvedLayer
-from store.catalog import read_tokens
+from replay.loss import TokenLosses, token_losses
+from replay.rounding import SEED, moved_dtype
+from replay.weight_ranks import WeightRank, weight_ranks
+from replay.work import Work
+from store.catalog import read_inputs, read_tokens
 from store.commits import LayerArray, LayerRow, stage_activations, stage_weighing
-from store.errors import InvalidInput
+from store.errors import InvalidInput, MismatchedWeights, Unavailable
 from store.segments import Staged
 
-__all__ = ["VERSION", "ReplayTask", "Staging", "choose_device", "stage_checkpoint"]
+__all__ = ["VERSION", "ReplayTask", "StagedLayers", "Staging", "choose_device", "stage_checkpoint"]
 
 VERSION = 2
 """Recorded with every segment; raised when the replay would give other numbers for the same weights and tokens."""
@@ -34,39 +40,58 @@ class ReplayTask:
     weights: str
     """Weights digest."""
     tokens: str
-    """Segment of the token ids."""
+    """Segment of what the model is fed."""
+    arrays: bool
+    """Whether these are arrays; else token ids."""
     n_probes: int
     """How many probes these are of."""
     dtype: str
     """Precision of the replay."""
-    layers: tuple[ResolvedLayer, ...]
-    """Layers to capture."""
+    missing: Work
+    """What to capture and to measure."""
     batch_tokens: int
-    """Tokens in one forward pass, padding included."""
+    """Size of one forward pass, as `IngestRequest` has it."""
     device: str
     """Device as torch names it, or ``auto``."""
     weigh: bool
     """Whether the statistics of the weights are wanted too."""
     verified: bool
     """Whether the sha256 of whole weight files was checked."""
+    factory: ModelFactory | None = None
+    """What builds the model, where that is not in the folder; sent as its text."""
+    file: str | None = None
+    """The weight file in the folder that belongs to it."""
     threads: int | None = None
     """Threads of the forward pass; None leaves torch's own number."""
 
 
-@dataclass(frozen=True)
-class Staging:
-    """What a task has written aside, for the process that owns the index to commit."""
+class StagedLayers(NamedTuple):
+    """Activations written aside."""
 
     activations: Staged
-    """The activations."""
+    """Where they are."""
     layers: tuple[LayerRow, ...]
     """What the index keeps of them."""
+
+
+@dataclass(frozen=True)
+class Staging:
+    """What a task has written aside or measured, for the process that owns the index to commit."""
+
+    layers: StagedLayers | None
+    """The activations, if layers were missing."""
+    moved_layers: StagedLayers | None
+    """Those with moved weights, if such were missing."""
     weighing: Staged | None
     """The statistics of the weights, if they were wanted."""
+    loss: TokenLosses | str | None
+    """The language-model loss on each probe, or why there is none, if it was wanted."""
+    weight_ranks: dict[str, WeightRank | str] | None
+    """The stable rank of each weight matrix, or why it has none, if they were wanted."""
 
 
 def stage_checkpoint(task: ReplayTask, progress: Callable[[int], None] | None = None) -> Staging:
-    """Replay one checkpoint and write what it gives aside.
+    """Replay one checkpoint, write what it gives aside and measure the rest.
 
     Parameters
     ----------
@@ -84,28 +109,54 @@ def stage_checkpoint(task: ReplayTask, progress: Callable[[int], None] | None = 
     StoreError
         If the store cannot be written.
     """
-    from importlib.metadata import version as version_of
-
     import torch
 
-    from replay.capture import replay_probes
-    from replay.models import load_model
-
     device = choose_device(task.device)
+    missing = task.missing
     with _ONE_AT_A_TIME:
         if task.threads is not None:
             torch.set_num_threads(task.threads)
-        weighing = _stage_weighing(task) if task.weigh else None
-        model = load_model(task.folder, dtype=task.dtype, device=device, layers=task.layers, partial=not task.verified)
-        values = replay_probes(
-            model,
-            _token_ids(task.root, task.tokens, task.n_probes),
-            task.layers,
-            batch_tokens=task.batch_tokens,
-            device=device,
-            progress=progress,
+        return Staging(
+            weighing=_stage_weighing(task) if task.weigh else None,
+            weight_ranks=_rank_weights(task) if missing.weight_ranks else None,
+            layers=_stage_layers(task, missing.layers, device, progress) if missing.layers else None,
+            moved_layers=(
+                _stage_layers(task, missing.moved_layers, device, progress, rounding=SEED)
+                if missing.moved_layers
+                else None
+            ),
+            loss=_measure_loss(task, device, progress) if missing.loss else None,
         )
-        del model
+
+
+def _stage_layers(
+    task: ReplayTask,
+    layers: tuple[ResolvedLayer, ...],
+    device: str,
+    progress: Callable[[int], None] | None,
+    *,
+    rounding: int | None = None,
+) -> StagedLayers:
+    from importlib.metadata import version as version_of
+
+    from replay.capture import replay_arrays, replay_probes
+    from replay.models import load_model
+
+    model = load_model(
+        task.folder,
+        dtype=task.dtype,
+        device=device,
+        layers=layers,
+        partial=not task.verified,
+        factory=task.factory,
+        file=task.file,
+        rounding=rounding,
+    )
+    how: dict[str, Any] = {"batch_tokens": task.batch_tokens, "device": device, "progress": progress}
+    if task.arrays:
+        values = replay_arrays(model, read_inputs(task.root, task.tokens), layers, **how)
+    else:
+        values = replay_probes(model, _token_ids(task.root, task.tokens, task.n_probes), layers, **how)
     arrays = [
         LayerArray(
             layer=str(layer.spec),
@@ -113,7 +164,7 @@ def stage_checkpoint(task: ReplayTask, progress: Callable[[int], None] | None = 
             level="token" if layer.spec.reduce == "all" else "probe",
             values=values[str(layer.spec)],
         )
-        for layer in task.layers
+        for layer in layers
     ]
     made = {
         "version": VERSION,
@@ -125,12 +176,33 @@ def stage_checkpoint(task: ReplayTask, progress: Callable[[int], None] | None = 
         task.root,
         weights=task.weights,
         tokens=task.tokens,
-        dtype=task.dtype,
+        dtype=task.dtype if rounding is None else moved_dtype(task.dtype),
         layers=arrays,
         attrs=made,
         verified=task.verified,
     )
-    return Staging(activations=staged, layers=tuple(array.row for array in arrays), weighing=weighing)
+    return StagedLayers(staged, tuple(array.row for array in arrays))
+
+
+def _measure_loss(task: ReplayTask, device: str, progress: Callable[[int], None] | None) -> TokenLosses | str:
+    from replay.models import load_language_model
+
+    try:
+        return token_losses(
+            load_language_model(task.folder, dtype=task.dtype, device=device),
+            _token_ids(task.root, task.tokens, task.n_probes),
+            batch_tokens=task.batch_tokens,
+            device=device,
+            progress=progress,
+        )
+    except (Unavailable, MismatchedWeights) as error:  # of the head: the layers have been replayed
+        return str(error)
+
+
+def _rank_weights(task: ReplayTask) -> dict[str, WeightRank | str]:
+    from replay.models import read_weights
+
+    return weight_ranks(read_weights(task.folder, file=task.file))
 
 
 def choose_device(name: str) -> str:
@@ -172,7 +244,7 @@ def _stage_weighing(task: ReplayTask) -> Staged:
     from replay.weighing import VERSION as WEIGHING_VERSION
     from replay.weighing import weigh, weighing_arrays
 
-    weighing = weigh(read_weights(task.folder))
+    weighing = weigh(read_weights(task.folder, file=task.file))
     arrays = weighing_arrays(weighing)
     return stage_weighing(
         task.root, weights=task.weights, version=WEIGHING_VERSION, groups=weighing.groups, arrays=arrays

@@ -11,9 +11,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from replay.layers import ResolvedLayer
-from replay.plan import Job, stored_layers
+from replay.plan import Job
 from replay.units import human_bytes
+from replay.work import Work, remaining
 from store.catalog import Store
 from store.errors import AccessError, InvalidInput, ReplayError, StoreError, StoreNotWritable, UnknownSource
 
@@ -43,8 +43,8 @@ class Fetched:
     """The work."""
     folder: Path
     """Folder of its files."""
-    missing: tuple[ResolvedLayer, ...]
-    """Layers that are not stored yet."""
+    missing: Work
+    """What the store lacks of what is asked for."""
     evict: Callable[[], None]
     """Removes the files, and gives claim and room back; to be called once, when everything is committed."""
 
@@ -167,8 +167,7 @@ class _Crawler:
             self._places.release()
             return False
         self._held[job.key] = job
-        stored = stored_layers(self._store, [job.key], verified=job.wanted is None)[job.key]
-        missing = tuple(layer for layer in job.layers if str(layer.spec) not in stored)
+        (missing,) = remaining(self._store, [job.work], verified=job.wanted is None)
         if not missing:
             self._end(Ended(job))
             return True
@@ -187,7 +186,7 @@ class _Crawler:
         fetch.start()
         return True
 
-    def _fetch(self, job: Job, missing: tuple[ResolvedLayer, ...]) -> None:
+    def _fetch(self, job: Job, missing: Work) -> None:
         held = ExitStack()
         try:
             if self._stopping.is_set():

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from replay.layers import LayerSpec, Site
 
-__all__ = ["ForwardPass", "swallowing_stops"]
+__all__ = ["ForwardPass", "returned_tensor", "swallowing_stops"]
 
 
 class _Stop(BaseException):
@@ -85,7 +85,7 @@ class ForwardPass:
             self._take(spec, site, lambda: _first_argument(args, kwargs))
 
         def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            self._take(spec, site, lambda: _returned(output, site.tensor))
+            self._take(spec, site, lambda: returned_tensor(output, site.tensor))
 
         if site.tensor == "input":
             return site.module.register_forward_pre_hook(before, with_kwargs=True)
@@ -120,18 +120,8 @@ class ForwardPass:
             raise _Stop
 
 
-def _argument(model: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if name in kwargs or not args:
-        return kwargs.get(name)
-    names = list(inspect.signature(type(model).forward).parameters)[1:]
-    return dict(zip(names, args, strict=False)).get(name)
-
-
-def _first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
-    return _first_tensor((*args, kwargs.get("hidden_states"), *kwargs.values()))
-
-
-def _returned(output: Any, what: str) -> torch.Tensor | None:
+def returned_tensor(output: Any, what: str = "output") -> torch.Tensor | None:
+    """Return the tensor of what a module returned that `replay.layers.Site` speaks of; None where there is none."""
     import torch
 
     if what == "states":
@@ -143,6 +133,17 @@ def _returned(output: Any, what: str) -> torch.Tensor | None:
         last = output.get("last_hidden_state")
         return _first_tensor(output.values()) if last is None and what == "output" else last
     return _first_tensor(output) if isinstance(output, tuple | list) else None
+
+
+def _argument(model: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if name in kwargs or not args:
+        return kwargs.get(name)
+    names = list(inspect.signature(type(model).forward).parameters)[1:]
+    return dict(zip(names, args, strict=False)).get(name)
+
+
+def _first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+    return _first_tensor((*args, kwargs.get("hidden_states"), *kwargs.values()))
 
 
 def _first_tensor(values: Any) -> torch.Tensor | None:

@@ -1,22 +1,33 @@
 """Replaying checkpoints into a store: fetched ahead, replayed here or on a cluster, committed by this process."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from replay.arrays import ArrayProbes
 from replay.audit import refresh_audit
 from replay.checkpoint import ReplayTask, Staging, choose_device, stage_checkpoint
 from replay.crawl import Ended, Fetched, crawl
 from replay.jobs import Cluster, connect
 from replay.listing import Advance
+from replay.loss import LOSS
+from replay.loss import RECIPE as LOSS_RECIPE
 from replay.plan import Job, Plan
+from replay.rounding import moved_dtype
 from replay.weighing import VERSION as WEIGHING_VERSION
+from replay.weight_ranks import RECIPE as RANKS_RECIPE
+from replay.weight_ranks import WEIGHTS
 from store.catalog import Store
 from store.commits import commit_activations, commit_weighing, fail_revisions
 from store.errors import CheckpointError, InvalidLayer, ReplayError, SourceUnreachable, StoreError
+from store.keys import canonical
+from store.measurements import point_ids, put_measurements
 
 __all__ = ["CACHE_BUDGET", "Outcome", "ingest"]
 
@@ -39,6 +50,8 @@ class Outcome:
     """Why it failed."""
     lost: bool = False
     """Whether it failed because its whole source could not be reached."""
+    no_loss: str | None = None
+    """Why it has no language-model loss, if one was asked for."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,7 @@ def ingest(
         return
     cluster, advance, report = cluster or Cluster(), advance or (lambda *_: None), report or (lambda _: None)
     inbox: _Inbox = SimpleQueue()
-    n_probes = len(plan.request.probes.probes)
+    n_probes = len(plan.request.probes)
     weights = {str(job.record.weights) for job in plan.jobs}
     known = set(store.weighing_segments(weights, version=WEIGHING_VERSION, whole=True))
     ended = 0
@@ -164,13 +177,16 @@ def _task(store: Store, plan: Plan, fetched: Fetched, *, weigh: bool) -> ReplayT
         folder=fetched.folder.resolve(),
         weights=str(job.record.weights),
         tokens=job.tokens,
-        n_probes=len(plan.request.probes.probes),
+        arrays=isinstance(plan.request.probes, ArrayProbes),
+        n_probes=len(plan.request.probes),
         dtype=job.dtype,
-        layers=fetched.missing,
+        missing=fetched.missing,
         batch_tokens=plan.request.batch_tokens,
         device=plan.request.device,
         weigh=weigh,
         verified=_is_whole(store, fetched),
+        factory=plan.request.factory,
+        file=None if plan.request.factory is None else job.names[0],
     )
 
 
@@ -205,21 +221,47 @@ def _commit(store: Store, replayed: _Replayed) -> Outcome:
                     version=WEIGHING_VERSION,
                     whole=_is_whole(store, fetched),
                 )
-            elsewhere = not commit_activations(
-                store,
-                staging.activations,
-                weights=weights,
-                tokens=job.tokens,
-                dtype=job.dtype,
-                layers=staging.layers,
-                claim=job.key,
-                verified=_is_whole(store, fetched),
-            )
+            whole = _is_whole(store, fetched)
+            for staged, dtype in ((staging.layers, job.dtype), (staging.moved_layers, moved_dtype(job.dtype))):
+                if staged is not None and not elsewhere:
+                    elsewhere = not commit_activations(
+                        store,
+                        staged.activations,
+                        weights=weights,
+                        tokens=job.tokens,
+                        dtype=dtype,
+                        layers=staged.layers,
+                        claim=job.key,
+                        verified=whole,
+                    )
+            if not elsewhere:
+                _keep_measured(store, job.key, staging)
     except CheckpointError as changed:  # a trainer wrote over it meanwhile
         error = changed
     finally:
         fetched.evict()
-    return Outcome(job=job, elsewhere=elsewhere, error=None if error is None else _reason(error))
+    reason = None if error is None else _reason(error)
+    no_loss = staging.loss if staging is not None and isinstance(staging.loss, str) else None
+    return Outcome(job=job, elsewhere=elsewhere, error=reason, no_loss=no_loss)
+
+
+def _keep_measured(store: Store, replay: str, staging: Staging) -> None:
+    """Keep the loss and the weight ranks of a checkpoint as measurements of points that are no layers."""
+    if staging.loss is not None:
+        numbers = staging.loss if isinstance(staging.loss, str) else np.array(staging.loss, np.float64).ravel()
+        _put(store, LOSS_RECIPE, {(replay, LOSS): numbers})
+    if staging.weight_ranks is not None:
+        found: dict[tuple[str, str], NDArray[np.float64] | str] = {
+            (replay, f"{WEIGHTS}:{name}"): rank if isinstance(rank, str) else np.array(rank, np.float64)
+            for name, rank in staging.weight_ranks.items()
+        }
+        found[replay, WEIGHTS] = np.array([len(staging.weight_ranks)], np.float64)
+        _put(store, RANKS_RECIPE, found)
+
+
+def _put(store: Store, recipe: dict[str, Any], found: Mapping[tuple[str, str], NDArray[np.float64] | str]) -> None:
+    ids = point_ids(store, found)
+    put_measurements(store, canonical(recipe), {(ids[point], ids[point]): numbers for point, numbers in found.items()})
 
 
 def _reason(error: BaseException) -> str:
@@ -257,7 +299,7 @@ def _replay_here(progressed: Callable[[str, int], None], fetched: Fetched, task:
     def batch_done(n_probes: int) -> None:
         nonlocal n_replayed
         n_replayed += n_probes
-        progressed(name, n_replayed)
+        progressed(name, n_replayed // task.missing.n_passes)
 
     try:
         return _Replayed(fetched, stage_checkpoint(task, batch_done), None)

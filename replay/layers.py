@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["VERSION", "LayerSpec", "ResolvedLayer", "Site", "expand_layers", "find_sites", "n_blocks", "resolve_layer"]
 
 POINTS = ("output", "input", "hidden_states")
-REDUCTIONS = ("mean", "last_token", "first_token", "all")
+REDUCTIONS = ("mean", "last_token", "first_token", "all", "flatten", "spatial_mean")
 DEFAULT_LAYERS = ("blocks[*]",)
 VERSION = 1
 """Part of the key under which resolved layers are remembered: raised whenever an expression may come to mean others."""
@@ -33,7 +33,7 @@ _Node = tuple[str, "nn.Module"]
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """What is captured: a module, a point of it, and the reduction over tokens; written ``path:point:reduce``.
+    """What is captured: a module, a point of it, and the reduction to one row a probe; written ``path:point:reduce``.
 
     Raises
     ------
@@ -42,11 +42,16 @@ class LayerSpec:
     """
 
     path: str
-    """The module: ``gpt_neox.layers[-1]``, ``encoder.layer.0``, one of ``embed``, ``blocks[i]``, ``final_norm``."""
+    """The module: ``gpt_neox.layers[-1]``, ``encoder.layer.0``, one of ``embed``, ``blocks[i]``, ``final_norm``.
+
+    In a model without a list of blocks ``blocks[i]`` is another way to write the path of the i-th, such as ``fc1``."""
     extraction_point: str = "output"
     """``output`` (what it returns), ``input`` (its first tensor), ``hidden_states`` (what transformers reports)."""
     reduce: str = "mean"
-    """Over tokens: ``mean``, ``last_token``, ``first_token`` (or ``cls``), ``all`` (or ``none``; one row a token)."""
+    """Over tokens: ``mean``, ``last_token``, ``first_token`` (or ``cls``), ``all`` (or ``none``; one row a token).
+
+    Of images and signals, (probe, channel, ...): ``spatial_mean`` over the places of each channel, ``flatten`` keeps
+    all of them. What has one row a probe already stays as it is."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be read; replace the aliases of reductions."""
@@ -313,11 +318,32 @@ def _starts(model: nn.Module, anatomy: Anatomy, steps: list[_Step]) -> Iterable[
     alias = anatomy.aliases.get(str(steps[0]))
     if alias is not None:
         yield [(alias, anatomy.base.get_submodule(alias))], steps[1:]
+    elif steps[0] == "blocks" and anatomy.blocks:
+        yield _unlisted_blocks(anatomy, steps[1:]), steps[2:]
     yield [("", model)], steps
     if anatomy.base is not model:
         yield [("", anatomy.base)], steps
     if steps[0] == anatomy.prefix and len(steps) > 1:
         yield [("", anatomy.base)], steps[1:]
+
+
+def _unlisted_blocks(anatomy: Anatomy, index: list[_Step]) -> list[_Node]:
+    """Return the blocks that ``blocks[i]`` means in a model that keeps no list of them."""
+    paths = [anatomy.paths[block] for block in anatomy.blocks]
+    step = index[0] if index else ""
+    if step == "*":
+        step = slice(None)
+    elif isinstance(step, str) and step.isdecimal():
+        step = int(step)
+    every = range(len(paths))
+    if isinstance(step, slice):
+        chosen = list(every[step])
+    elif isinstance(step, int) and -len(every) <= step < len(every):
+        chosen = [every[step]]
+    else:
+        named = ", ".join(f"blocks[{i}] is {path}" for i, path in enumerate(paths))
+        raise UnknownLayer(f"{type(anatomy.base).__name__} has no such block: {named}")
+    return [(paths[i], anatomy.blocks[i]) for i in chosen]
 
 
 def _children(node: _Node, step: _Step) -> list[_Node]:

@@ -59,7 +59,8 @@ def describe_revisions(
                 found = source.describe(record)
             except (UnknownRevision, UnknownSource) as error:
                 return replace(record, error=str(error))
-            if row is None or row.weights is None or row.files != found.files:
+            # the files of plain weights stay when another factory makes another model of them
+            if row is None or row.weights is None or (row.files, row.config) != (found.files, found.config):
                 return found
         kept = {name: getattr(row, name) for name in KEPT}
         return replace(record, **kept, error=None if retry and row.weights else row.error)

@@ -1,30 +1,48 @@
-"""The weights of one revision, from a local folder into a live model without its head."""
+"""The weights of one revision, from a local folder into a live model: without its head, with it, or of a factory."""
 
 from __future__ import annotations
 
 import json
-import pickle
 import re
-import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from replay.anatomy import find_anatomy
 from replay.layers import find_sites
-from store.errors import CheckpointError, DamagedWeights, InvalidInput, MismatchedWeights, MissingWeights, UnknownSource
+from replay.rounding import move_within_rounding
+from replay.state_dicts import fit_weights, listing, one_line, open_file, read_plain
+from store.errors import (
+    CheckpointError,
+    DamagedWeights,
+    InvalidInput,
+    MismatchedWeights,
+    MissingWeights,
+    Unavailable,
+    UnknownSource,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
+    from torch import nn
     from transformers import PreTrainedModel
 
+    from replay.factories import ModelFactory
     from replay.layers import ResolvedLayer
 
-__all__ = ["DTYPES", "NeededWeights", "layer_model", "load_model", "needed_weights"]
+__all__ = [
+    "DTYPES",
+    "NeededWeights",
+    "layer_model",
+    "load_language_model",
+    "load_model",
+    "needed_weights",
+    "read_weights",
+]
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -39,7 +57,6 @@ _HEADS = re.compile(
     r"(lm_head|embed_out|cls|classifier|score|qa_outputs|predictions|lm_predictions|generator_predictions"
     r"|generator_lm_head|discriminator_predictions|final_logits_bias|v_head|pooler)(\.|$)"
 )
-_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -91,6 +108,30 @@ def needed_weights(skeleton: PreTrainedModel, layers: Sequence[ResolvedLayer]) -
     return NeededWeights(f"{skeleton.base_model_prefix}.", frozenset(weights), beyond, left_out)
 
 
+@overload
+def load_model(
+    folder: Path,
+    *,
+    dtype: str = ...,
+    device: str = ...,
+    layers: Sequence[ResolvedLayer] | None = ...,
+    partial: bool = ...,
+    factory: None = ...,
+    file: None = ...,
+    rounding: int | None = ...,
+) -> PreTrainedModel: ...
+@overload
+def load_model(
+    folder: Path,
+    *,
+    dtype: str = ...,
+    device: str = ...,
+    layers: Sequence[ResolvedLayer] | None = ...,
+    partial: bool = ...,
+    factory: ModelFactory | None = ...,
+    file: str | None = ...,
+    rounding: int | None = ...,
+) -> nn.Module: ...
 def load_model(
     folder: Path,
     *,
@@ -98,8 +139,13 @@ def load_model(
     device: str = "cpu",
     layers: Sequence[ResolvedLayer] | None = None,
     partial: bool = False,
-) -> PreTrainedModel:
+    factory: ModelFactory | None = None,
+    file: str | None = None,
+    rounding: int | None = None,
+) -> nn.Module:
     """Load the base model from ``folder``: no head, no pooler, nothing left to chance, nothing from the network.
+
+    With a factory the whole model that it builds, with the weights of ``file``.
 
     Parameters
     ----------
@@ -115,16 +161,23 @@ def load_model(
         and they take no memory; a module that lacks them refuses to be called. Without it, all are loaded.
     partial
         Whether the weights that ``layers`` do not need may be absent from the files.
+    factory
+        What builds the model, where there is no ``config.json`` for it. All its weights have to be in ``file``, in
+        whatever is named in ``layers``.
+    file
+        The file of plain weights in ``folder``, for a model with a factory.
+    rounding
+        Seed of `replay.rounding.move_within_rounding`, by which the weights are moved; by default they are not.
 
     Returns
     -------
-    transformers.PreTrainedModel
+    transformers.PreTrainedModel or torch.nn.Module
         In eval mode, without gradients.
 
     Raises
     ------
     InvalidInput
-        Another dtype, or a device that is not there.
+        Another dtype, a device that is not there, or a factory without a file.
     UnknownSource
         No such folder.
     CheckpointError
@@ -142,9 +195,16 @@ def load_model(
     if dtype not in DTYPES:
         raise InvalidInput(f"unknown dtype {dtype!r}: choose {', '.join(DTYPES)}")
     where = _device(device)
+    if factory is not None:
+        if file is None:
+            raise InvalidInput(f"a model of {factory.text} needs the name of the file in {folder} with its weights")
+        built: nn.Module = _fill(factory, folder / file, rounding).to(where, getattr(torch, dtype))
+        return built
     model_class, config, options = _architecture(folder)
     needed = None if layers is None else needed_weights(layer_model(folder), layers)
     weights = read_weights(folder, needed if partial else None)
+    if rounding is not None:
+        weights |= move_within_rounding({n: w for n, w in weights.items() if needed is None or needed(n)}, rounding)
     if needed is not None:
         # transformers must find every weight in the table, or it would make one up at full size; of a whole checkpoint
         # it sees the file's own names and so misses what it would have missed in the weights
@@ -153,6 +213,62 @@ def load_model(
             name: _absent(weight, dtype=getattr(torch, dtype) if weight.is_floating_point() else weight.dtype)
             for name, weight in unneeded.items()
         }
+    model, report = _take_weights(model_class, config, weights, dtype=dtype, options=options)
+    _check_report(model, report)
+    if needed is not None:
+        _leave_out(model, needed, where)
+    model.requires_grad_(requires_grad=False)
+    model.eval()
+    loaded: nn.Module = model.to(where)
+    return loaded
+
+
+def load_language_model(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
+    """Load the causal language model from ``folder``: the base model and the head that predicts the next token.
+
+    Parameters
+    ----------
+    folder, dtype, device
+        As for `load_model`.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        In eval mode, without gradients.
+
+    Raises
+    ------
+    Unavailable
+        A kind of model that has no such head in transformers, an encoder-decoder, or files without the head.
+    InvalidInput, CheckpointError, MissingWeights, DamagedWeights, MismatchedWeights
+        As `load_model`.
+    """
+    import transformers
+
+    if dtype not in DTYPES:
+        raise InvalidInput(f"unknown dtype {dtype!r}: choose {', '.join(DTYPES)}")
+    where = _device(device)
+    _, config, _ = _architecture(folder)
+    kind = config.model_type
+    if config.is_encoder_decoder or type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise Unavailable(f"a model of type {kind!r} is no causal language model")
+    model_class = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model, report = _take_weights(model_class, config, read_weights(folder), dtype=dtype, options={})
+    head = sorted(name for name in report["missing_keys"] if not name.startswith(f"{model.base_model_prefix}."))
+    if head:
+        raise Unavailable(f"the files hold no language-model head: {listing(head)} not there")
+    _check_report(model, report)
+    model.requires_grad_(requires_grad=False)
+    loaded: PreTrainedModel = model.eval().to(where)
+    return loaded
+
+
+def _take_weights(
+    model_class: Any, config: Any, weights: dict[str, torch.Tensor], *, dtype: str, options: dict[str, bool]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return a model with these weights, and transformers' report of what did not fit."""
+    import torch
+
     with _quiet_transformers():
         try:
             model, report = model_class.from_pretrained(
@@ -166,23 +282,31 @@ def load_model(
                 **options,
             )
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
-            raise MismatchedWeights(f"{model_class.__name__} cannot take the weights: {_one_line(error)}") from error
-    _check_report(model, report)
-    if needed is not None:
-        _leave_out(model, needed, where)
+            raise MismatchedWeights(f"{model_class.__name__} cannot take the weights: {one_line(error)}") from error
+    return model, report
+
+
+def _fill(factory: ModelFactory, file: Path, rounding: int | None) -> nn.Module:
+    model = factory.build()
+    weights = fit_weights(read_plain(file).weights, model, prefix=factory.prefix)
+    model.load_state_dict(weights if rounding is None else move_within_rounding(weights, rounding))
     model.requires_grad_(requires_grad=False)
-    model.eval()
-    loaded: PreTrainedModel = model.to(where)
-    return loaded
+    return model.eval()
 
 
-def layer_model(folder: Path) -> PreTrainedModel:
+@overload
+def layer_model(folder: Path, factory: None = ...) -> PreTrainedModel: ...
+@overload
+def layer_model(folder: Path | None, factory: ModelFactory) -> nn.Module: ...
+def layer_model(folder: Path | None, factory: ModelFactory | None = None) -> nn.Module:
     """Build the model that `load_model` would, without weights, on the meta device: enough to resolve layers.
 
     Parameters
     ----------
     folder
-        Holds ``config.json``.
+        Holds ``config.json``; None where a factory builds the model.
+    factory
+        As for `load_model`; one that cannot build on the meta device builds on the CPU.
 
     Raises
     ------
@@ -193,12 +317,16 @@ def layer_model(folder: Path) -> PreTrainedModel:
     """
     import torch
 
+    if factory is not None:
+        return factory.skeleton()
+    if folder is None:
+        raise InvalidInput("a model is read from a folder with config.json, or built by a factory: give either")
     model_class, config, options = _architecture(folder)
     with _quiet_transformers(), torch.device("meta"):
         try:
-            model: PreTrainedModel = model_class(config, **options)
+            model: nn.Module = model_class(config, **options)
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"config.json describes no {model_class.__name__}: {_one_line(error)}") from error
+            raise CheckpointError(f"config.json describes no {model_class.__name__}: {one_line(error)}") from error
     return model.eval()
 
 
@@ -217,7 +345,7 @@ def _architecture(folder: Path) -> tuple[Any, Any, dict[str, bool]]:
             )
         # from_pretrained lets through whatever validation of a configuration happens to raise
         except Exception as error:
-            raise CheckpointError(f"cannot read config.json: {_one_line(error)}") from error
+            raise CheckpointError(f"cannot read config.json: {one_line(error)}") from error
         try:
             model_class = transformers.MODEL_MAPPING[type(config)]
         except KeyError as error:
@@ -236,7 +364,7 @@ def _device(device: str) -> torch.device:
         where = torch.device(device)
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:  # torch says "not compiled with CUDA" by an assertion
-        raise InvalidInput(f"cannot use the device {device!r}: {_one_line(error)}") from error
+        raise InvalidInput(f"cannot use the device {device!r}: {one_line(error)}") from error
     return where
 
 
@@ -268,7 +396,9 @@ def _leave_out(model: PreTrainedModel, needed: NeededWeights, where: torch.devic
         model.get_submodule(path).register_forward_pre_hook(refuse)
 
 
-def read_weights(folder: Path, needed: Callable[[str], bool] | None = None) -> dict[str, torch.Tensor]:
+def read_weights(
+    folder: Path, needed: Callable[[str], bool] | None = None, *, file: str | None = None
+) -> dict[str, torch.Tensor]:
     """Return the tensors of a checkpoint by name, mapped from its files where their format allows it.
 
     Parameters
@@ -277,12 +407,16 @@ def read_weights(folder: Path, needed: Callable[[str], bool] | None = None) -> d
         As for `load_model`.
     needed
         Tells the tensors to read; all by default.
+    file
+        The one file of plain weights to read, as `replay.state_dicts.read_plain` does.
 
     Raises
     ------
     MissingWeights, DamagedWeights
         As `load_model`.
     """
+    if file is not None:
+        return {name: value for name, value in read_plain(folder / file).weights.items() if not needed or needed(name)}
     for name in _SINGLE_FILES:
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
@@ -291,7 +425,7 @@ def read_weights(folder: Path, needed: Callable[[str], bool] | None = None) -> d
             shards = _shards(index, needed)
             absent = [shard for shard in shards if not (folder / shard).is_file()]
             if absent:
-                raise MissingWeights(f"{len(absent)} of {len(shards)} weight files are not there: {_listing(absent)}")
+                raise MissingWeights(f"{len(absent)} of {len(shards)} weight files are not there: {listing(absent)}")
             weights: dict[str, torch.Tensor] = {}
             for shard in shards:
                 weights.update(_read_file(folder / shard, needed))
@@ -304,36 +438,17 @@ def _shards(index: Path, needed: Callable[[str], bool] | None) -> list[str]:
         shard_of = dict(json.loads(index.read_bytes())["weight_map"])
         shards = sorted(set(shard_of.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedWeights(f"{index.name} is no index of weight files: {_one_line(error)}") from error
+        raise DamagedWeights(f"{index.name} is no index of weight files: {one_line(error)}") from error
     outside = [shard for shard in shards if not isinstance(shard, str) or "/" in shard or "\\" in shard]
     if outside or not shards:
-        raise DamagedWeights(f"{index.name} names no files of its own folder: {_listing(map(str, outside))}")
+        raise DamagedWeights(f"{index.name} names no files of its own folder: {listing(map(str, outside))}")
     return shards if needed is None else sorted({shard for name, shard in shard_of.items() if needed(name)})
 
 
 def _read_file(file: Path, needed: Callable[[str], bool] | None) -> dict[str, torch.Tensor]:
     import torch
-    from safetensors import SafetensorError, safe_open
 
-    try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as opened:
-                # views of the mapped file: of those that are not used, no byte is read
-                weights = {name: opened.get_tensor(name) for name in opened.offset_keys()}
-        else:
-            with warnings.catch_warnings():
-                # A pickle of another protocol either loads or is refused below; the warning adds nothing to that.
-                warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-                # only zip archives can be mapped; what torch wrote before 1.6 is read whole
-                weights = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
-    except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error))
-        what = f" ({found[1]})" if found else ""
-        raise DamagedWeights(
-            f"{file.name} is no pickle of plain tensors{what}: refused, nothing in it was run"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedWeights(f"{file.name} cannot be read, it may be truncated: {_one_line(error)}") from error
+    weights = open_file(file)
     plain = isinstance(weights, dict) and all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
     )
@@ -342,27 +457,22 @@ def _read_file(file: Path, needed: Callable[[str], bool] | None) -> dict[str, to
     return {name: value for name, value in weights.items() if needed is None or needed(name)}
 
 
-def _is_zip(file: Path) -> bool:
-    with file.open("rb") as opened:
-        return opened.read(4) == b"PK\x03\x04"
-
-
 def _check_report(model: PreTrainedModel, report: dict[str, Any]) -> None:
     faults = []
     missing = sorted(report["missing_keys"])
     if missing:
-        faults.append(f"missing weights ({len(missing)}): {_listing(missing)}")
+        faults.append(f"missing weights ({len(missing)}): {listing(missing)}")
     children = {name for name, _ in model.named_children()} | {
         name for name, _ in model.named_parameters(recurse=False)
     }
     prefix = f"{model.base_model_prefix}."
     unexpected = sorted(key for key in report["unexpected_keys"] if _is_ours(key, prefix, children))
     if unexpected:
-        faults.append(f"weights without a place in the model ({len(unexpected)}): {_listing(unexpected)}")
+        faults.append(f"weights without a place in the model ({len(unexpected)}): {listing(unexpected)}")
     shapes = sorted(report["mismatched_keys"])
     if shapes:
         told = (f"{key} {list(in_file)} instead of {list(in_model)}" for key, in_file, in_model in shapes)
-        faults.append(f"weights of another shape than config.json says ({len(shapes)}): {_listing(told)}")
+        faults.append(f"weights of another shape than config.json says ({len(shapes)}): {listing(told)}")
     if faults:
         raise MismatchedWeights(f"{type(model).__name__}: {'; '.join(faults)}")
 
@@ -391,14 +501,3 @@ def _quiet_transformers() -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
         logging.set_tqdm_hook(hook)
-
-
-def _listing(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
-    return ", ".join(listed[:_LISTED]) + more
-
-
-def _one_line(error: BaseException) -> str:
-    first = str(error).strip().partition("\n")[0]
-    return first or type(error).__name__

@@ -1,59 +1,44 @@
 """What an ingest would do: which revisions, which weights are new, which layers of them are missing."""
 
 import re
-import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
 
-from sqlalchemy import select as sql_select
+import numpy as np
 
-from replay import layers as layers_module
+from replay.arrays import ArrayProbes, read_probe_file
 from replay.audit import BASES, refresh_audit
-from replay.layers import DEFAULT_LAYERS, LayerSpec, ResolvedLayer
+from replay.factories import ModelFactory
+from replay.layers import DEFAULT_LAYERS
 from replay.listing import Advance, describe_revisions, remember_listing
 from replay.models import DTYPES
-from replay.probes import MAX_LENGTH, Probe, ProbeSet, builtin_probes, read_probes
+from replay.preparation import Preparation
+from replay.probes import MAX_LENGTH, Probe, ProbeSet, builtin_probes
 from replay.revisions import DEFAULT_REVISIONS, select
+from replay.rounding import moved_dtype
+from replay.scalars import add_logged
 from replay.sources import Source
-from replay.sources.files import CONFIG, tokenizer_files
-from store.catalog import INDEX, Store
-from store.commits import (
-    RevisionRecord,
-    commit_tokens,
-    get_findings,
-    put_capture,
-    put_probe_set,
-    put_run,
-    use_capture,
-)
-from store.errors import (
-    AccessError,
-    CheckpointError,
-    InvalidInput,
-    InvalidLayer,
-    SourceUnreachable,
-    UnknownLayer,
-    UnknownRevision,
-    UnknownSource,
-)
-from store.keys import content_key, n_blocks_key, replay_key
-from store.schema import Activation, Tokenization
-from store.segments import has_segment, scratch_name, segment_path
+from replay.sources.files import tokenizer_files
+from replay.work import Work, remaining
+from store.catalog import INDEX, Store, read_inputs
+from store.commits import RevisionRecord, get_findings, put_capture, put_probe_set, put_run, use_capture
+from store.errors import AccessError, InvalidInput, SourceUnreachable, UnknownRevision, UnknownSource
+from store.keys import factory_key, replay_key
+from store.segments import segment_path
 
 __all__ = [
     "IngestRequest",
     "Job",
     "Plan",
     "RunPlan",
+    "add_probes",
     "choose_probes",
     "make_plan",
     "scratch_store",
-    "stored_layers",
 ]
 
 
@@ -61,8 +46,8 @@ __all__ = [
 class IngestRequest:
     """What to replay, and how."""
 
-    probes: ProbeSet
-    """The probe set."""
+    probes: ProbeSet | ArrayProbes
+    """The probe set: texts, or arrays."""
     revisions: tuple[str, ...] = (DEFAULT_REVISIONS,)
     """Expressions that choose revisions."""
     layers: tuple[str, ...] = DEFAULT_LAYERS
@@ -70,22 +55,50 @@ class IngestRequest:
     reduce: str = "mean"
     """Reduction of layers that name none."""
     max_length: int = MAX_LENGTH
-    """Length limit of a probe in tokens."""
+    """Length limit of a probe in tokens; arrays have none."""
     dtype: str = "float32"
     """Precision of the replay."""
     device: str = "auto"
     """Device of the replay as torch names it; ``auto`` is the first GPU, else the CPU."""
     batch_tokens: int = 512
-    """Tokens in one forward pass, padding included."""
+    """Size of one forward pass in tokens, padding included; for arrays see `replay.batches.plan_array_batches`."""
     step_regex: re.Pattern[str] | None = None
     """Pattern of revision names of no known suite."""
     partial: bool = False
     """Whether to fetch only the tensors that the layers need; whole files can then not be verified."""
+    factory: ModelFactory | None = None
+    """What builds the model, where no configuration of transformers describes it."""
+    loss: bool = False
+    """Whether to measure the language-model loss on the probes too."""
+    weight_ranks: bool = False
+    """Whether to measure the stable rank of every weight matrix too."""
+    floor: int = 0
+    """Checkpoints of each run to replay once more with weights moved within their rounding, spread over all."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InvalidInput(f"dtype {self.dtype!r} is not known: expected one of {', '.join(DTYPES)}")
-        for name in ("max_length", "batch_tokens"):
+        of_text = isinstance(self.probes, ProbeSet)
+        if of_text and self.factory is not None:
+            raise InvalidInput(
+                f"{self.probes.name!r} are texts and {self.factory.text} has no tokenizer: give array probes, such as "
+                "--probes FILE.npz, or leave --model out"
+            )
+        if self.loss and not of_text:
+            raise InvalidInput(
+                f"{self.probes.name!r} are arrays, and a language-model loss is one of texts: leave --loss out"
+            )
+        if self.floor < 0:
+            raise InvalidInput(f"floor is {self.floor}: expected 0 or the number of checkpoints of each run")
+        if self.floor and self.dtype != "float32":
+            raise InvalidInput(
+                f"a floor is measured at float32: a replay at {self.dtype} rounds more than the stored weights do"
+            )
+        if self.partial and (self.loss or self.weight_ranks or self.floor):
+            raise InvalidInput(
+                "--loss, --weight-ranks and --floor need all weights: leave --partial out, or ask for them apart"
+            )
+        for name in ("max_length", "batch_tokens") if of_text else ("batch_tokens",):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}: expected a whole number of 1 or more")
 
@@ -103,11 +116,11 @@ class Job:
     revisions: tuple[tuple[int, str], ...]
     """(run id, revision name) of all of them."""
     tokens: str
-    """Segment of the token ids."""
-    layers: tuple[ResolvedLayer, ...]
-    """The layers asked for."""
-    missing: tuple[ResolvedLayer, ...]
-    """Those of them that were not stored when the plan was made."""
+    """Segment of what the model is fed: token ids, or arrays."""
+    work: Work
+    """What is asked for."""
+    missing: Work
+    """What of it the store lacked when the plan was made."""
     dtype: str
     """Precision of the replay."""
     wanted: Callable[[str], bool] | None = None
@@ -133,7 +146,7 @@ class RunPlan:
     n_unique: int = 0
     """Different weights among them."""
     n_present: int = 0
-    """Revisions, aliases aside, of which every layer is stored."""
+    """Revisions, aliases aside, of which all that is asked for is stored."""
     n_aliases: int = 0
     """Revisions that hold the weights of another one."""
     failed: list[RevisionRecord] = field(default_factory=list)
@@ -165,25 +178,42 @@ class Plan:
         return sum(len(run.selected) for run in self.runs)
 
 
-def choose_probes(store: Store, given: str) -> ProbeSet:
+def choose_probes(store: Store, given: str) -> ProbeSet | ArrayProbes:
     """Return the probe set that ``--probes`` names: a file, a set of the store, or the built-in ``topics``.
 
     Raises
     ------
     InvalidProbes
         If it is a file that cannot be used.
+    StoreDamaged
+        If the arrays of a set of the store are gone.
     UnknownRun
         If it is neither a file nor the name of a set.
     """
     builtin = builtin_probes()
     if given == builtin.name:
         return builtin
-    path = Path(given)
-    names = set(store.probe_sets()["name"])
-    if given not in names and (path.suffix or path.exists() or "/" in given):
-        return read_probes(path)
-    rows = store.probes(given).to_dict("records")
-    return ProbeSet(given, tuple(Probe(row["text"], row["label"], row["probe_id"]) for row in rows))
+    path, there = Path(given), store.probe_sets()
+    if given not in set(there["name"]) and (path.suffix or path.exists() or "/" in given):
+        return read_probe_file(path)
+    rows = store.probes(given)
+    segment = store.inputs_segment(str(there.set_index("name").loc[given, "digest"]))
+    if segment is None:
+        return ProbeSet(given, tuple(Probe(*row) for row in rows[["text", "label", "probe_id"]].to_numpy().tolist()))
+    values = read_inputs(store.root, segment)
+    return ArrayProbes(given, values, tuple(rows["label"]), tuple(rows["probe_id"]))
+
+
+def add_probes(store: Store, probes: ProbeSet | ArrayProbes) -> bool:
+    """Keep a probe set under its name; False if the store has this very set under it.
+
+    Raises
+    ------
+    InvalidProbes
+        If the name is that of other probes and a run has used them.
+    """
+    inputs = probes.values if isinstance(probes, ArrayProbes) else None
+    return put_probe_set(store, probes.name, digest=probes.digest, probes=probes.rows, inputs=inputs)
 
 
 def make_plan(
@@ -210,7 +240,6 @@ def make_plan(
         revision that cannot be replayed in ``RunPlan.failed``.
     """
     probes = request.probes
-    rows = [(probe.text, probe.label, probe.id) for probe in probes.probes]
     plan = Plan(request=request, runs=[], jobs=[])
     reaching = partial(_reaching, lost=plan.lost, alone=len(sources) == 1)
     listings = []
@@ -219,12 +248,17 @@ def make_plan(
             listings.append(_list(store, source, request, advance))
     if not listings:
         raise SourceUnreachable("; ".join(plan.lost.values()))
-    put_probe_set(store, probes.name, digest=probes.digest, probes=rows)
-    capture = put_capture(store, probe_set=probes.digest, max_length=request.max_length, dtype=request.dtype)
+    add_probes(store, probes)
+    max_length = request.max_length if isinstance(probes, ProbeSet) else 0
+    capture = put_capture(store, probe_set=probes.digest, max_length=max_length, dtype=request.dtype)
+    if (factory := request.factory) is not None:
+        store.index.remember(factory_key(factory.digest), {"text": factory.text, "prefix": factory.prefix})
     jobs: dict[str, Job] = {}
     for source, listed, every in listings:
-        with reaching(source), _Preparation(store, source, request, capture) as preparation:
+        with reaching(source), Preparation(store, source, request, capture) as preparation:
             records = [preparation.complete(record, listed) for record in listed]
+            if source.kind == "folder":
+                records = add_logged(Path(source.location), records, report=plan.notes.append)
             run_id = put_run(store, source.run, source=source.kind, location=source.location, records=records)
             run = RunPlan(run=source.run, run_id=run_id, selected=records, failed=[r for r in records if r.error])
             run.n_unique = len({record.weights for record in records if record.weights})
@@ -254,27 +288,27 @@ def _reaching(source: Source, lost: dict[str, str], *, alone: bool) -> Iterator[
         lost[source.run] = str(error)
 
 
-def _plan_run(store: Store, plan: Plan, run: RunPlan, preparation: "_Preparation", jobs: dict[str, Job]) -> None:
+def _plan_run(store: Store, plan: Plan, run: RunPlan, preparation: Preparation, jobs: dict[str, Job]) -> None:
     """Add the checkpoints of one run that are not stored to ``jobs``, and its counts to ``run`` and ``plan``."""
     request, source = plan.request, preparation.source
     sound = [r for r in run.selected if not r.error and r.weights and r.config and r.tokenizer]
-    keys = [
-        replay_key(weights=str(r.weights), tokens=preparation.tokens[str(r.tokenizer)], dtype=request.dtype)
-        for r in sound
-    ]
-    stored = stored_layers(store, keys, verified=not request.partial)
+    works = _works(sound, preparation, request)
+    lacking = {work.replay: work for work in remaining(store, list(works.values()), verified=not request.partial)}
     seen: set[str] = set()
-    for key, record in zip(keys, sound, strict=True):
-        layers = preparation.layers[str(record.config)]
+    for record in sound:
+        key = _key(record, preparation, request.dtype)
         if key in seen:
             run.n_aliases += 1
         if key in jobs:
-            jobs[key] = replace(jobs[key], revisions=(*jobs[key].revisions, (run.run_id, record.name)))
+            job = jobs[key]
+            more = replace(job.missing, moved_layers=job.missing.moved_layers or lacking[key].moved_layers)
+            work = replace(job.work, moved_layers=job.work.moved_layers or works[key].moved_layers)
+            jobs[key] = replace(job, work=work, missing=more, revisions=(*job.revisions, (run.run_id, record.name)))
         if key in seen or key in jobs:
             seen.add(key)
             continue
         seen.add(key)
-        missing = tuple(layer for layer in layers if str(layer.spec) not in stored[key])
+        missing = lacking[key]
         if not missing:
             run.n_present += 1
             continue
@@ -283,41 +317,45 @@ def _plan_run(store: Store, plan: Plan, run: RunPlan, preparation: "_Preparation
             source=source,
             record=record,
             revisions=((run.run_id, record.name),),
-            tokens=preparation.tokens[str(record.tokenizer)],
-            layers=tuple(layers),
+            tokens=preparation.feed.segment(record),
+            work=works[key],
             missing=missing,
             dtype=request.dtype,
         )
         try:
-            job = replace(job, wanted=preparation.wanted(record, missing) if request.partial else None)
+            job = replace(job, wanted=preparation.wanted(record, missing.layers) if request.partial else None)
             plan.bytes_to_fetch += preparation.bytes_to_fetch(job)
         except UnknownRevision as error:  # gone since it was listed
             run.failed.append(replace(record, error=str(error)))
             continue
         jobs[key] = job
-        width = preparation.widths[str(record.config)]
-        for layer in missing:
-            by_token = layer.spec.reduce == "all"
-            n_rows = preparation.n_tokens[str(record.tokenizer)] if by_token else len(request.probes.probes)
-            plan.bytes_to_store += 4 * n_rows * width
+        n_values = preparation.feed.n_values(record, preparation.architecture(record))
+        plan.bytes_to_store += 4 * sum(n_values[str(layer.spec)] for layer in (*missing.layers, *missing.moved_layers))
 
 
-def stored_layers(store: Store, keys: Collection[str], *, verified: bool) -> dict[str, set[str]]:
-    """Return the names of the layers stored for each replay; one whose segment somebody removed is not stored.
+def _works(records: Sequence[RevisionRecord], preparation: Preparation, request: IngestRequest) -> dict[str, Work]:
+    """Return what is asked of each different checkpoint of one run, by replay key."""
+    distinct: dict[str, RevisionRecord] = {}
+    for record in records:
+        distinct.setdefault(_key(record, preparation, request.dtype), record)
+    places = np.linspace(len(distinct) - 1, 0, min(request.floor, len(distinct))).round().astype(int)
+    works = {}
+    for number, (key, record) in enumerate(distinct.items()):
+        layers = preparation.architecture(record).layers
+        works[key] = Work(
+            replay=key,
+            moved_replay=_key(record, preparation, moved_dtype(request.dtype)),
+            weights=str(record.weights),
+            layers=layers,
+            moved_layers=layers if number in places else (),
+            loss=request.loss,
+            weight_ranks=request.weight_ranks,
+        )
+    return works
 
-    With ``verified`` neither is one that comes from a partial fetch.
-    """
-    chosen = sql_select(Activation.replay, Activation.layer, Activation.segment).where(
-        Activation.replay.in_(keys), Activation.verified >= int(verified)
-    )
-    with store.index.read() as session:
-        rows = session.execute(chosen).all()
-    there = {segment: has_segment(store.root, segment) for segment in {row.segment for row in rows}}
-    layers: dict[str, set[str]] = {key: set() for key in keys}
-    for row in rows:
-        if there[row.segment]:
-            layers[row.replay].add(row.layer)
-    return layers
+
+def _key(record: RevisionRecord, preparation: Preparation, dtype: str) -> str:
+    return replay_key(weights=str(record.weights), tokens=preparation.feed.segment(record), dtype=dtype)
 
 
 @contextmanager
@@ -340,174 +378,6 @@ def scratch_store(root: Path) -> Iterator[Store]:
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(segment.resolve(), target_is_directory=True)
         yield open_store(copy, write=True)
-
-
-class _Preparation:
-    """What the checkpoints of one source share: resolved layers by config, token ids by tokenizer."""
-
-    def __init__(self, store: Store, source: Source, request: IngestRequest, capture: str) -> None:
-        self.store, self.source, self.request, self.capture = store, source, request, capture
-        self.layers: dict[str, list[ResolvedLayer]] = {}
-        self.widths: dict[str, int] = {}
-        self.tokens: dict[str, str] = {}
-        self.n_tokens: dict[str, int] = {}
-        self.notes: list[str] = []
-        self._positions: dict[str, int | None] = {}
-        self._broken: dict[str, str] = {}
-        self._stranger: RevisionRecord | None = None
-        self._wanted: dict[tuple[str, tuple[ResolvedLayer, ...]], Callable[[str], bool]] = {}
-        self._shares: dict[tuple[str, tuple[ResolvedLayer, ...]], int] = {}
-        self.scratch = store.root / "checkpoints" / scratch_name()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        shutil.rmtree(self.scratch, ignore_errors=True)
-
-    def complete(self, record: RevisionRecord, listed: Sequence[RevisionRecord]) -> RevisionRecord:
-        """Return ``record`` with its tokenizer settled, its config's layers resolved and its token ids stored."""
-        if record.error or record.config is None:
-            return record
-        try:
-            self._resolve_layers(record)
-            return self._settle_tokens(record, listed)
-        except (CheckpointError, UnknownRevision) as error:
-            return replace(record, error=str(error))
-
-    def wanted(self, record: RevisionRecord, layers: Sequence[ResolvedLayer]) -> Callable[[str], bool] | None:
-        """Return what tells the tensors that ``layers`` need, or None where whole files have to be fetched."""
-        from replay.models import layer_model, needed_weights
-
-        if self.source.kind != "hub":
-            return None
-        if not any(name.endswith(".safetensors") for name in record.files):
-            self.notes.append(f"{self.source.run} {record.name} has no safetensors and is fetched whole")
-            return None
-        key = (str(record.config), tuple(layers))
-        if key not in self._wanted:
-            with self.source.fetch(record, [CONFIG], self.scratch) as folder:
-                self._wanted[key] = needed_weights(layer_model(folder), layers)
-        return self._wanted[key]
-
-    def bytes_to_fetch(self, job: Job) -> int:
-        """Return the bytes of a download; of one in part as many as the first like it would take."""
-        if job.wanted is None:
-            return self.source.bytes_to_fetch(job.record, job.names)
-        key = (str(job.record.config), job.missing)
-        if key not in self._shares:
-            self._shares[key] = self.source.bytes_to_fetch(
-                job.record, job.names, wanted=job.wanted, scratch=self.scratch
-            )
-        return self._shares[key]
-
-    def _resolve_layers(self, record: RevisionRecord) -> None:
-        config = str(record.config)
-        if config in self._broken:
-            raise CheckpointError(self._broken[config])
-        if config in self.layers:
-            return
-        request = self.request
-        key = content_key(
-            "layers", config=config, layers=request.layers, reduce=request.reduce, version=layers_module.VERSION
-        )
-        known = self.store.index.fact(key)
-        if known is None:
-            try:
-                known = self._read_config(record)
-            except CheckpointError as error:
-                self._broken[config] = str(error)
-                raise
-            self.store.index.remember(key, known)
-        self.layers[config] = [ResolvedLayer(LayerSpec.parse(spec), module) for spec, module in known["layers"]]
-        self.widths[config] = known["width"]
-        self._positions[config] = known["positions"]
-
-    def _read_config(self, record: RevisionRecord) -> dict[str, Any]:
-        from replay.layers import expand_layers, n_blocks
-        from replay.models import layer_model
-
-        with self.source.fetch(record, [CONFIG], self.scratch) as folder:
-            model = layer_model(folder)
-        try:
-            layers = expand_layers(model, self.request.layers, reduce=self.request.reduce)
-        except (InvalidLayer, UnknownLayer) as error:
-            error.add_note(f"in {self.source.run} {record.name}")
-            raise
-        config = model.config
-        self.store.index.remember(n_blocks_key(str(record.config)), {"n_blocks": n_blocks(model)})
-        return {
-            "layers": [[str(layer.spec), layer.module] for layer in layers],
-            "width": int(getattr(config, "hidden_size", 0) or 0),
-            "positions": _n_positions(config),
-        }
-
-    def _settle_tokens(self, record: RevisionRecord, listed: Sequence[RevisionRecord]) -> RevisionRecord:
-        # Files, not the digest, tell whose tokenizer it is: a row that was reused carries what it borrowed.
-        lender = record
-        if not tokenizer_files(record.files):
-            lender = self._lender(listed)
-            self.notes.append(f"{self.source.run} {record.name} has no tokenizer; that of {lender.name} is used")
-        positions = self._positions[str(record.config)]
-        # A reused row already carries the limit behind the colon.
-        digest = f"{str(lender.tokenizer).partition(':')[0]}:{positions or ''}"
-        if digest not in self.tokens:
-            stored, facts = self._stored_tokens(digest), self.store.index.fact(self._counts_key(digest))
-            if stored is None or facts is None:
-                stored, facts = self._tokenize(lender, digest, positions)
-            self.tokens[digest], self.n_tokens[digest] = stored, facts["n_tokens"]
-            if facts["n_cut"]:
-                limit = min(self.request.max_length, positions or self.request.max_length)
-                self.notes.append(
-                    f"{self.source.run}: {facts['n_cut']} of {len(self.request.probes.probes)} probes are longer than "
-                    f"{limit} tokens and were cut, the first is number {facts['first_cut'] + 1}"
-                )
-        return replace(record, tokenizer=digest)
-
-    def _lender(self, listed: Sequence[RevisionRecord]) -> RevisionRecord:
-        """Return the revision whose tokenizer stands in: the last chosen one that has one, else ``main``, else any."""
-        chosen = [record for record in listed if tokenizer_files(record.files)]
-        if chosen:
-            return chosen[-1]
-        if self._stranger is None:
-            others = sorted(self.source.list_revisions(), key=lambda record: record.name != "main")
-            described = (self.source.describe(record) for record in others)
-            self._stranger = next((record for record in described if tokenizer_files(record.files)), None)
-        if self._stranger is None:
-            raise CheckpointError("no tokenizer files (such as tokenizer.json) in this or any other revision")
-        return self._stranger
-
-    def _stored_tokens(self, digest: str) -> str | None:
-        with self.store.index.read() as session:
-            row = session.get(Tokenization, (digest, self.capture))
-            return None if row is None or not has_segment(self.store.root, row.tokens) else row.tokens
-
-    def _counts_key(self, digest: str) -> str:
-        return content_key("tokens", tokenizer=digest, capture=self.capture)
-
-    def _tokenize(self, lender: RevisionRecord, digest: str, positions: int | None) -> tuple[str, dict[str, int]]:
-        from replay.probes import load_tokenizer, tokenize
-
-        with self.source.fetch(lender, [CONFIG, *tokenizer_files(lender.files)], self.scratch) as folder:
-            tokenizer = load_tokenizer(folder)
-        tokens = tokenize(self.request.probes, tokenizer, max_length=self.request.max_length, n_positions=positions)
-        counts = {
-            "n_tokens": sum(map(len, tokens.ids)),
-            "n_cut": len(tokens.cut),
-            "first_cut": min(tokens.cut, default=0),
-        }
-        self.store.index.remember(self._counts_key(digest), counts)
-        return commit_tokens(self.store, tokenizer=digest, capture=self.capture, token_ids=tokens.ids), counts
-
-
-def _n_positions(config: Any) -> int | None:
-    """Return how many tokens a model can take, or None where its config names no limit."""
-    limit = getattr(config, "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit < 1:
-        return None
-    # RoBERTa and its kin count positions from behind the padding token's.
-    from_padding = any(name in config.model_type for name in ("roberta", "camembert", "longformer", "xmod", "mpnet"))
-    return limit - 2 if from_padding else limit
 
 
 def _list(

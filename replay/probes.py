@@ -19,6 +19,7 @@ __all__ = [
     "Probe",
     "ProbeReport",
     "ProbeSet",
+    "Probes",
     "Tokenizer",
     "Tokens",
     "builtin_probes",
@@ -29,6 +30,28 @@ __all__ = [
 
 MAX_LENGTH = 128
 """Tokens kept of each probe unless the user asks for another limit."""
+
+
+class Probes(Protocol):
+    """A probe set of either kind: texts (`ProbeSet`) or arrays (`replay.arrays.ArrayProbes`)."""
+
+    @property
+    def name(self) -> str:
+        """What it is called; not part of its content."""
+
+    @property
+    def digest(self) -> str:
+        """The sha256 (hexadecimal) of its ordered content, labels and ids."""
+
+    @property
+    def rows(self) -> list[tuple[str, str | None, str | None]]:
+        """(text, label, id) of each probe in order, as a store keeps them."""
+
+    def __len__(self) -> int:
+        """Count the probes."""
+
+    def notes(self) -> list[str]:
+        """Say what its owner should know, in sentences."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +110,16 @@ class ProbeSet:
     @cached_property
     def digest(self) -> str:
         """The sha256 (hexadecimal) of the ordered texts, labels and ids."""
-        rows = [[probe.text, probe.label, probe.id] for probe in self.probes]
-        return _sha256(["replay probe set 1", rows])
+        return _sha256(["replay probe set 1", self.rows])
+
+    @property
+    def rows(self) -> list[tuple[str, str | None, str | None]]:
+        """(text, label, id) of each, as a store keeps them."""
+        return [(probe.text, probe.label, probe.id) for probe in self.probes]
+
+    def notes(self) -> list[str]:
+        """Say what was found while reading it, in sentences."""
+        return self.report.notes()
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -256,7 +287,9 @@ def _reader(path: Path) -> Callable[[str], Iterator[_Row]]:
     if not path.exists():
         raise InvalidProbes("no such file")
     if path.suffix.lower() not in readers:
-        raise InvalidProbes(f"unknown kind of probe file {path.suffix!r}: use one of {allowed}")
+        raise InvalidProbes(
+            f"unknown kind of probe file {path.suffix!r}: use one of {allowed} for texts, .npy, .npz for arrays"
+        )
     return readers[path.suffix.lower()]
 
 

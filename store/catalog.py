@@ -13,7 +13,7 @@ from sqlalchemy.orm import defer
 from store import tables
 from store.errors import InvalidInput, NotAStore, StoreDamaged, UnknownRevision, UnknownRun
 from store.index import Index
-from store.keys import n_blocks_key
+from store.keys import inputs_key, n_blocks_key
 from store.names import layer_order, match_layers, suggest
 from store.schema import (
     Activation,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from store.views import SegmentView, VirtualArray
 
-__all__ = ["INDEX", "CaptureInfo", "Store", "open_segment", "read_tokens"]
+__all__ = ["INDEX", "CaptureInfo", "Store", "open_segment", "read_inputs", "read_tokens"]
 
 INDEX = "index.sqlite"
 
@@ -57,7 +57,7 @@ class CaptureInfo:
     probes: str
     """Name of the probe set."""
     max_length: int
-    """Length limit in tokens."""
+    """Length limit in tokens; 0 for arrays, which have none."""
     dtype: str
     """Precision of the replay."""
 
@@ -426,6 +426,12 @@ class Store:
             raise UnknownRun(f"no probe set {name!r} in {self.root}; {suggest(name, names)}")
         return pd.DataFrame([row._asdict() for row in rows], dtype=object)  # None stays None
 
+    def inputs_segment(self, probe_set: str) -> str | None:
+        """Return the segment of the arrays of the probe set of this digest; None if it has none, being texts."""
+        segment = inputs_key(probe_set)
+        with self.index.read() as session:
+            return None if session.get(Segment, segment) is None else segment
+
     def token_table(self, segment: str) -> "dict[str, np.ndarray[Any, Any]]":
         """Return the flat token axis of a tokenization: token_probe, token_position, token_id, each (token,)."""
         return read_tokens(self.root, segment)
@@ -525,6 +531,11 @@ def read_tokens(root: Path, segment: str) -> "dict[str, np.ndarray[Any, Any]]":
     """Return the flat token axis of a tokenization, as `Store.token_table`, without opening the index."""
     dataset = open_segment(root, segment)
     return {name: dataset[name].to_numpy() for name in ("token_probe", "token_position", "token_id")}
+
+
+def read_inputs(root: Path, segment: str) -> "np.ndarray[Any, Any]":
+    """Return array probes, (probe, …) in the type they were given in, without opening the index."""
+    return open_segment(root, segment)["input"].to_numpy()
 
 
 def open_segment(root: Path, segment: str) -> "xr.Dataset":

@@ -13,11 +13,12 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import Session
 
 from store.catalog import Store
-from store.errors import InvalidInput, InvalidProbes
-from store.keys import content_key, replay_key
+from store.errors import InvalidInput, InvalidProbes, UnknownRun
+from store.keys import content_key, inputs_key, replay_key
 from store.schema import (
     Activation,
     Capture,
+    Fact,
     Finding,
     Operator,
     Point,
@@ -35,11 +36,13 @@ from store.segments import Array, Staged, discard, has_segment, publish, stage
 from store.tables import replayed
 
 __all__ = [
+    "ARRAYS",
     "FindingRecord",
     "LayerArray",
     "LayerRow",
     "RevisionRecord",
     "commit_activations",
+    "commit_inputs",
     "commit_operators",
     "commit_result",
     "commit_tokens",
@@ -51,6 +54,7 @@ __all__ = [
     "put_findings",
     "put_probe_set",
     "put_run",
+    "put_scalars",
     "stage_activations",
     "stage_operators",
     "stage_result",
@@ -58,6 +62,9 @@ __all__ = [
     "use_capture",
     "use_result",
 ]
+
+ARRAYS = "arrays"
+"""Stands for the tokenizer of a revision that is fed arrays: the same for every model."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +159,8 @@ Layer = TypeVar("Layer", LayerRow, LayerArray)
 def put_run(store: Store, name: str, *, source: str, location: str, records: Sequence[RevisionRecord] = ()) -> int:
     """Return the id of run ``name``, adding it if it is new, with its revisions inserted or updated.
 
+    Scalars are merged: those of a record win over older ones of the same weights, those from `put_scalars` over all.
+
     Raises
     ------
     InvalidInput
@@ -172,8 +181,60 @@ def put_run(store: Store, name: str, *, source: str, location: str, records: Seq
             statement = insert(Revision)
             changed = {column: statement.excluded[column] for column in columns}
             rows = [{"run_id": run.id, "name": r.name, **{c: getattr(r, c) for c in columns}} for r in records]
+            scalars = _merge_scalars(session, run, records)
+            for row in rows:
+                row["scalars"] = scalars[row["name"]]
             session.execute(statement.on_conflict_do_update(["run_id", "name"], set_=changed), rows)
         return run.id
+
+
+def put_scalars(store: Store, run: str, scalars: Mapping[str, Mapping[str, float]]) -> None:
+    """Add scalars that a person gave to revisions of a run; what its source says of them later does not replace them.
+
+    Parameters
+    ----------
+    store
+        A writable store.
+    run
+        Name of the run.
+    scalars
+        Finite values by name, by the name of the revision.
+
+    Raises
+    ------
+    UnknownRun
+        If the store has no such run.
+    """
+    with store.index.write() as session:
+        row = session.scalar(select(Run).where(Run.name == run))
+        if row is None:
+            raise UnknownRun(f"no run {run!r} in {store.root}: ingest it before its scalars are added")
+        given = _given_scalars(session, run)
+        for name, values in scalars.items():
+            given[name] = {**given.get(name, {}), **values}
+        session.merge(Fact(key=_given_key(run), value={"revisions": given}))
+        for revision in session.scalars(select(Revision).where(Revision.run_id == row.id)):
+            revision.scalars = {**revision.scalars, **given.get(revision.name, {})}
+
+
+def _merge_scalars(session: Session, run: Run, records: Sequence[RevisionRecord]) -> dict[str, dict[str, float]]:
+    there = select(Revision.name, Revision.weights, Revision.scalars).where(Revision.run_id == run.id)
+    older = {name: (weights, scalars) for name, weights, scalars in session.execute(there)}
+    given = _given_scalars(session, run.name)
+    merged = {}
+    for record in records:
+        weights, scalars = older.get(record.name, (None, {}))
+        kept = scalars if record.weights in (None, weights) else {}
+        merged[record.name] = {**kept, **record.scalars, **given.get(record.name, {})}
+    return merged
+
+
+def _given_scalars(session: Session, run: str) -> dict[str, dict[str, float]]:
+    return dict((session.scalar(select(Fact.value).where(Fact.key == _given_key(run))) or {}).get("revisions", {}))
+
+
+def _given_key(run: str) -> str:
+    return content_key("given scalars", run=run)
 
 
 def get_revisions(store: Store, run: str) -> list[RevisionRecord]:
@@ -230,39 +291,72 @@ def fail_revisions(store: Store, run: int, names: Iterable[str], error: str | No
 
 
 def put_probe_set(
-    store: Store, name: str, *, digest: str, probes: Sequence[tuple[str, str | None, str | None]]
+    store: Store,
+    name: str,
+    *,
+    digest: str,
+    probes: Sequence[tuple[str, str | None, str | None]],
+    inputs: NDArray[Any] | None = None,
 ) -> bool:
     """Add a probe set of (text, label, probe id) rows; False if the store has this very set under this name.
+
+    Parameters
+    ----------
+    store
+        A writable store.
+    name, digest
+        What it is called, and the digest of its content.
+    probes
+        Its rows.
+    inputs
+        (probe, …) arrays, where the probes are not the texts themselves.
 
     Raises
     ------
     InvalidProbes
         If ``name`` already names other probes and a run has used them: a used set never changes.
     """
-    with store.index.write() as session:
-        there = session.scalar(select(ProbeSet).where(ProbeSet.name == name))
-        if there is not None and there.digest == digest:
-            return False
-        same = session.get(ProbeSet, digest)
-        if there is not None:
-            if session.scalar(
-                replayed(select(Capture.key).select_from(Revision)).where(Capture.probe_set == there.digest)
-            ):
-                raise InvalidProbes(
-                    f"the store already has other probes named {name!r} and a run has used them, so they may not "
-                    "change: add these under another name, `replay probes add FILE --name NAME`"
-                )
-            session.execute(delete(Capture).where(Capture.probe_set == there.digest))  # of an ingest that failed
-            session.delete(there)
-            session.flush()
-        if same is not None:
-            raise InvalidProbes(f"the store already has these very probes under the name {same.name!r}: use that name")
-        session.add(ProbeSet(digest=digest, name=name, created=time.time()))
+    new = False
+
+    def rows(session: Session) -> None:
+        nonlocal new
+        new = _put_probe_rows(session, name, digest, probes)
+
+    there = store.inputs_segment(digest)
+    if inputs is None or (there is not None and has_segment(store.root, there)):
+        with store.index.write() as session:
+            rows(session)
+        return new
+    axes = ("probe", *(f"axis_{number}" for number in range(1, inputs.ndim)))
+    array, about = Array(inputs, axes), {"probe_set": digest}
+    _commit(store, stage(store.root, inputs_key(digest), kind="inputs", arrays={"input": array}, attrs=about), rows)
+    return new
+
+
+def _put_probe_rows(
+    session: Session, name: str, digest: str, probes: Sequence[tuple[str, str | None, str | None]]
+) -> bool:
+    there = session.scalar(select(ProbeSet).where(ProbeSet.name == name))
+    if there is not None and there.digest == digest:
+        return False
+    same = session.get(ProbeSet, digest)
+    if there is not None:
+        if session.scalar(replayed(select(Capture.key).select_from(Revision)).where(Capture.probe_set == there.digest)):
+            raise InvalidProbes(
+                f"the store already has other probes named {name!r} and a run has used them, so they may not "
+                "change: add these under another name, `replay probes add FILE --name NAME`"
+            )
+        session.execute(delete(Capture).where(Capture.probe_set == there.digest))  # of an ingest that failed
+        session.delete(there)
         session.flush()
-        session.add_all(
-            Probe(probe_set=digest, position=position, text=text, label=label, probe_id=probe_id)
-            for position, (text, label, probe_id) in enumerate(probes)
-        )
+    if same is not None:
+        raise InvalidProbes(f"the store already has these very probes under the name {same.name!r}: use that name")
+    session.add(ProbeSet(digest=digest, name=name, created=time.time()))
+    session.flush()
+    session.add_all(
+        Probe(probe_set=digest, position=position, text=text, label=label, probe_id=probe_id)
+        for position, (text, label, probe_id) in enumerate(probes)
+    )
     return True
 
 
@@ -302,6 +396,14 @@ def commit_tokens(store: Store, *, tokenizer: str, capture: str, token_ids: Sequ
 
     _commit(store, stage(store.root, key, kind="tokens", arrays=arrays, attrs={}), rows)
     return key
+
+
+def commit_inputs(store: Store, *, capture: str, probe_set: str) -> str:
+    """Record that ``capture`` feeds every model the stored arrays of its probe set, and return their segment."""
+    segment = inputs_key(probe_set)
+    with store.index.write() as session:
+        _ignore(session, Tokenization, [{"tokenizer": ARRAYS, "capture": capture, "tokens": segment}])
+    return segment
 
 
 def stage_activations(

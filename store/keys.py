@@ -4,7 +4,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-__all__ = ["canonical", "content_key", "git_blob_id", "n_blocks_key", "replay_key", "weights_digest"]
+__all__ = [
+    "canonical",
+    "content_key",
+    "factory_key",
+    "git_blob_id",
+    "inputs_key",
+    "n_blocks_key",
+    "replay_key",
+    "weights_digest",
+]
 
 
 def content_key(kind: str, **parts: object) -> str:
@@ -42,6 +51,16 @@ def weights_digest(files: Mapping[str, str], *, config: str) -> str:
         The blob id of ``config.json``: equal tensors under another architecture are another model.
     """
     return content_key("weights", files=sorted(files.items()), config=config)
+
+
+def inputs_key(probe_set: str) -> str:
+    """Return the segment in which the arrays of a probe set lie."""
+    return content_key("inputs", probe_set=probe_set)
+
+
+def factory_key(config: str) -> str:
+    """Return the key of the fact which factory built the models that have its digest for a ``config.json``."""
+    return content_key("factory", config=config)
 
 
 def n_blocks_key(config: str) -> str:

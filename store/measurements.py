@@ -9,9 +9,17 @@ from sqlalchemy import select, tuple_
 from sqlalchemy.dialects.sqlite import insert
 
 from store.catalog import Store
-from store.schema import Measurement, Point, Recipe
+from store.schema import Measurement, Point, Recipe, Replay
 
-__all__ = ["Measured", "Pair", "get_measurements", "point_ids", "put_measurements"]
+__all__ = [
+    "Measured",
+    "MeasuredPoint",
+    "Pair",
+    "find_measurements",
+    "get_measurements",
+    "point_ids",
+    "put_measurements",
+]
 
 Pair = tuple[int, int]
 """Two points, the smaller number first; one point twice where something is measured of it alone."""
@@ -27,6 +35,58 @@ class Measured(NamedTuple):
     """As many as the recipe makes; empty where it is undefined."""
     reason: str | None
     """Why it is undefined."""
+
+
+class MeasuredPoint(NamedTuple):
+    """What a recipe made of one point, and which point it is."""
+
+    replay: str
+    """Replay key."""
+    weights: str
+    """Weights digest of the checkpoint."""
+    layer: str
+    """Layer of the replay, or what else of it was measured."""
+    measured: Measured
+    """Numbers, or why there are none."""
+
+
+def find_measurements(
+    store: Store,
+    recipe: str,
+    *,
+    replays: Collection[str] = (),
+    weights: Collection[str] = (),
+    layer: str | None = None,
+) -> list[MeasuredPoint]:
+    """Return what is known by ``recipe`` of single points; nothing is written.
+
+    Parameters
+    ----------
+    store
+        The store.
+    recipe
+        Its canonical text.
+    replays, weights
+        Replay keys, and digests of weights: points of either are meant.
+    layer
+        Name of the points; any by default.
+    """
+    found: list[MeasuredPoint] = []
+    with store.index.read() as session:
+        number = session.scalar(select(Recipe.id).where(Recipe.text == recipe))
+        known = (
+            select(Point.replay, Replay.weights, Point.layer, Measurement.numbers, Measurement.reason)
+            .join(Measurement, (Measurement.left == Point.id) & (Measurement.right == Point.id))
+            .join(Replay, Replay.key == Point.replay)
+            .where(Measurement.recipe == number)
+        )
+        if layer is not None:
+            known = known.where(Point.layer == layer)
+        for column, values in ((Point.replay, replays), (Replay.weights, weights)):
+            for some in _batches(values) if number is not None else ():
+                for replay, digest, name, numbers, reason in session.execute(known.where(column.in_(some))):
+                    found.append(MeasuredPoint(replay, digest, name, Measured(np.frombuffer(numbers, "<f8"), reason)))
+    return found
 
 
 def point_ids(store: Store, layers: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:

@@ -99,7 +99,10 @@ def test_the_given_reduction_is_that_of_specs_that_name_none() -> None:
         ),
         (
             "embed:output:last",
-            "unknown reduction 'last' in the layer 'embed:output:last': choose last_token, all, first_token, mean",
+            (
+                "unknown reduction 'last' in the layer 'embed:output:last': "
+                "choose last_token, flatten, all, first_token, mean, spatial_mean"
+            ),
         ),
         ("a:output:mean:x", "cannot read the layer 'a:output:mean:x': write path:point:reduce"),
         ("", "cannot read the layer ''"),

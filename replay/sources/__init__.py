@@ -7,6 +7,7 @@ from pathlib import Path
 from threading import Event
 from typing import Protocol
 
+from replay.factories import ModelFactory
 from replay.sources.files import Wanted
 from replay.sources.retries import Report
 from store.catalog import Store
@@ -98,10 +99,12 @@ def open_sources(
     paths: Sequence[Path],
     step_regex: re.Pattern[str] | None = None,
     report: Report | None = None,
+    factory: ModelFactory | None = None,
 ) -> list[Source]:
     """Return one source for each repository, series of repositories (a name with ``*``, ``?`` or ``[``) and folder.
 
-    ``report`` is told of each request to a hub that failed and is tried again.
+    ``report`` is told of each request to a hub that failed and is tried again. With a ``factory`` the folders hold
+    plain weights of its model.
 
     A folder's run is named after it; where two folders share a name, as many parents are put before it as tell them
     apart (``seed0/model``, ``seed1/model``).
@@ -109,16 +112,19 @@ def open_sources(
     Raises
     ------
     InvalidInput
-        If none is given, or one twice.
+        If none is given, or one twice, or a repository with a factory.
     UnknownSource
         If a folder does not exist.
     """
     from replay.sources.folders import FolderSource
     from replay.sources.hub import HubSource
+    from replay.sources.plain import PlainSource
     from replay.sources.series import SeriesSource, is_series, series_run
 
     if not repos and not paths:
         raise InvalidInput("nothing to ingest: give --repo ORG/NAME or --path DIR")
+    if repos and factory is not None:
+        raise InvalidInput(f"--model reads plain weight files in folders: download {repos[0]} and give its --path")
     folders = [path.resolve() for path in paths]
     given = [*repos, *map(str, folders)]
     twice = [name for name in given if given.count(name) > 1]
@@ -142,5 +148,8 @@ def open_sources(
             alone = all("/".join(other.parts[-depth:]) != name for other in others)
             if here or (alone and taken.get(name, str(folder)) == str(folder)):
                 break
-        sources.append(FolderSource(path, index=store.index, run=name, step_regex=step_regex))
+        if factory is None:
+            sources.append(FolderSource(path, index=store.index, run=name, step_regex=step_regex))
+        else:
+            sources.append(PlainSource(path, factory=factory, index=store.index, run=name, step_regex=step_regex))
     return sources

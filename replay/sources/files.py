@@ -10,7 +10,16 @@ from store.commits import RevisionRecord
 from store.errors import MissingWeights
 from store.keys import content_key, weights_digest
 
-__all__ = ["CONFIG", "Wanted", "choose_weights", "describe_files", "is_weight_file", "sha256", "tokenizer_files"]
+__all__ = [
+    "CONFIG",
+    "Wanted",
+    "choose_weights",
+    "describe_files",
+    "is_of_a_set",
+    "is_weight_file",
+    "sha256",
+    "tokenizer_files",
+]
 
 CONFIG = "config.json"
 
@@ -18,6 +27,11 @@ Wanted = Callable[[str], bool]
 """Tells of a tensor's name in a checkpoint whether it is needed."""
 
 _FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
+_PLAIN = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
+# what trainers keep beside the weights in files of the same formats
+_OTHERS = re.compile(
+    r"(^|[._-])(optim|optimizer|scheduler|lr_scheduler|rng_state|random_states|training_args|scaler)([._-]|\d|$)"
+)
 _TOKENIZER = {
     "added_tokens.json",
     "merges.txt",
@@ -73,6 +87,11 @@ def choose_weights(names: Collection[str]) -> list[str]:
 
 
 def is_weight_file(name: str) -> bool:
+    """Return whether ``name`` is a file of weights: one of a set of a transformers model, or a plain one."""
+    return name.endswith(_PLAIN) and not _OTHERS.search(name)
+
+
+def is_of_a_set(name: str) -> bool:
     """Return whether ``name`` is a large file of a weight set, known by its sha256 and not by its git blob id."""
     return any(name.startswith(stem) and name.endswith(suffix) for stem, suffix in _FORMATS)
 

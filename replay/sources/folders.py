@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,8 @@ from threading import Event
 from typing import Any
 
 from replay.revisions import parse_step, sort_key
-from replay.sources.files import CONFIG, Wanted, describe_files, is_weight_file, sha256
+from replay.scalars import trainer_log
+from replay.sources.files import CONFIG, Wanted, describe_files, is_of_a_set, is_weight_file, sha256
 from store.commits import RevisionRecord
 from store.errors import CheckpointError, DamagedWeights, UnknownSource
 from store.index import Index
@@ -70,7 +71,7 @@ class FolderSource:
         if alone:
             name = "main" if folders or not self._parse(self.folder.name) else self.folder.name
             records.append(self._record(name, self.folder))
-        return sorted(records, key=lambda record: sort_key(record.name, step=record.step, pattern=self._step_regex))
+        return self._ordered(records)
 
     def describe(self, record: RevisionRecord) -> RevisionRecord:
         """Return ``record`` with the digests of its files; unchanged files are not read again."""
@@ -79,7 +80,7 @@ class FolderSource:
         files: dict[str, tuple[str, int]] = {}
         try:
             for path in sorted(self._of(record.name).iterdir()):
-                if path.is_file() and (is_weight_file(path.name) or path.stat().st_size < 2**26):
+                if path.is_file() and (is_of_a_set(path.name) or path.stat().st_size < 2**26):
                     files[path.name] = (self._listed_digest(path), path.stat().st_size)
         except OSError as error:
             return replace(record, error=f"{error.filename} cannot be read ({error.strerror})")
@@ -122,6 +123,9 @@ class FolderSource:
         """Return 0: everything is here."""
         return 0
 
+    def _ordered(self, records: list[RevisionRecord]) -> list[RevisionRecord]:
+        return sorted(records, key=lambda record: sort_key(record.name, step=record.step, pattern=self._step_regex))
+
     def _parse(self, name: str) -> bool:
         return parse_step(name, pattern=self._step_regex) is not None
 
@@ -143,20 +147,28 @@ class FolderSource:
             return replace(record, error=str(CheckpointError(f"{state} cannot be read ({error})")))
 
     def _listed_digest(self, path: Path) -> str:
-        return self._digest(path) if is_weight_file(path.name) else git_blob_id(path.read_bytes())
+        return self._digest(path) if is_of_a_set(path.name) else git_blob_id(path.read_bytes())
 
     def _digest(self, path: Path) -> str:
+        return str(self._remembered("file", path, lambda path: {"sha256": sha256(path)})["sha256"])
+
+    def _remembered(self, kind: str, path: Path, find: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """Return what ``find`` says of a file; unchanged in size and time it is not asked again."""
         stat = path.stat()
-        key = content_key("file", path=str(path), size=stat.st_size, changed=stat.st_mtime_ns)
+        key = content_key(kind, path=str(path), size=stat.st_size, changed=stat.st_mtime_ns)
         known = self._index.fact(key)
         if known is None:
-            known = {"sha256": sha256(path)}
+            known = find(path)
             self._index.remember(key, known)
-        return str(known["sha256"])
+        return known
 
     def _nothing_found(self, below: list[Path]) -> str:
         deeper = [path.name for path in sorted(below) if any(_holds_model(p) for p in path.iterdir() if p.is_dir())]
         line = f"no checkpoint in {self.folder}: expected step*/, checkpoint-*/ or a {CONFIG} with its weights"
+        nearby = (path for folder in (self.folder, *below) for path in folder.iterdir())
+        plain = sorted(path.name for path in nearby if path.is_file() and is_weight_file(path.name))
+        if plain:
+            return f"{line}; {plain[0]} is plain weights: say with --model FILE.py:FUNCTION what builds their model"
         if deeper:
             return f"{line}; its folders {', '.join(deeper[:8])} hold some: name each with its own --path"
         names = ", ".join(sorted(path.name for path in below)[:8])
@@ -169,9 +181,4 @@ def _holds_model(folder: Path) -> bool:
 
 def _with_trainer_state(record: RevisionRecord, state: Mapping[str, Any]) -> RevisionRecord:
     step = int(state["global_step"])
-    scalars: dict[str, float] = {}
-    for entry in state.get("log_history", []):
-        if entry.get("step", 0) <= step:
-            scalars |= {name: value for name, value in entry.items() if isinstance(value, (int, float))}
-    scalars.pop("step", None)
-    return replace(record, step=step, epoch=state.get("epoch"), scalars=scalars)
+    return replace(record, step=step, epoch=state.get("epoch"), scalars=trainer_log(state).at(step))

@@ -12,7 +12,7 @@ from threading import Event
 from typing import Any, TypeVar
 
 from replay.revisions import parse_step, sort_key
-from replay.sources.files import CONFIG, Wanted, describe_files, is_weight_file, sha256
+from replay.sources.files import CONFIG, Wanted, describe_files, is_of_a_set, sha256
 from replay.sources.ranges import fetch_tensors, partial_files, plan_tensors
 from replay.sources.retries import Report, retried
 from store.commits import RevisionRecord
@@ -329,7 +329,7 @@ class HubSource:
             # The cache names a blob by its etag: the sha256 of a large file, the git id of a small one.
             blob = path.resolve()
             digest = blob.name
-            if is_weight_file(path.name) and len(digest) != 64:
+            if is_of_a_set(path.name) and len(digest) != 64:
                 digest = sha256(path)
             elif not _DIGEST.fullmatch(digest):
                 digest = git_blob_id(path.read_bytes())

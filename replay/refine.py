@@ -188,6 +188,8 @@ def refine(
                 device=asked.device,
                 step_regex=asked.step_regex,
                 factory=factories[run],
+                loss="probe_loss" in asked.metrics,
+                weight_ranks="weight_stable_rank" in asked.metrics,
             )
             plan = make_plan(store, [source], request, advance=advance)
             outcomes = ingest(store, plan, cluster=cluster, cache_budget=cache_budget, advance=advance, report=report)

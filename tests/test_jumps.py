@@ -12,7 +12,7 @@ from test_analysis import run
 from replay.analyses.jumps import analyze_jumps, find_jumps
 from replay.analyses.selection import Choice
 from replay.analyses.series import Series
-from replay.geometry.jumps import FEWEST_POINTS, detect_jumps
+from replay.geometry.jumps import FEWEST_POINTS, Change, _joined, detect_jumps
 from replay.geometry.planted import FIXTURES, MEDIUM, SHORT, Planted, plant, score
 from replay.geometry.rolling_z import rolling_z_jumps
 from store.errors import InvalidInput, Unavailable
@@ -67,6 +67,14 @@ def test_a_fall_that_goes_on_in_uneven_steps_is_one_jump_from_its_first_value_to
     found = detect_jumps(np.arange(40), values).changes
     assert [(change.start, change.end) for change in found] == [(19, 22)]
     assert (found[0].before, found[0].after) == pytest.approx((20, 4), abs=0.1)
+
+
+def test_changes_that_go_on_from_one_another_the_same_way_are_one_and_others_stay() -> None:
+    fall, further = Change("jump", 3, 5, 9.0, 4.0, -5.0, 0.01), Change("edge", 5, 7, 4.0, 1.0, -3.0, 0.02)
+    rise = further._replace(before=4.0, after=6.0, effect=2.0)
+    assert _joined([further, fall]) == [Change("edge", 3, 7, 9.0, 1.0, -8.0, 0.01)]
+    assert _joined([fall, rise]) == [fall, rise]
+    assert _joined([fall, further._replace(start=6)]) == [fall, further._replace(start=6)]
 
 
 def test_a_change_of_units_or_of_direction_changes_no_place_and_no_p() -> None:

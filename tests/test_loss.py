@@ -102,7 +102,7 @@ def test_the_head_never_returns_more_than_the_bytes_that_logits_may_take(tmp_pat
 
 def test_a_probe_of_one_token_predicts_nothing_and_counts_for_nothing() -> None:
     model = small_model("gpt2", head=True)
-    found = token_losses(model, [[5], [7, 8, 9]])
+    found = token_losses(model, [[5], [7, 8, 9]], batch_tokens=3)  # a batch of its own
     assert found.nll[0] == 0
     assert found.n_tokens.tolist() == [0, 2]
     assert mean_loss(found.nll, found.n_tokens).loss == pytest.approx(found.nll[1] / 2)

@@ -1,5 +1,6 @@
 """Refining: the interval that changes most is bisected, and what changes within its noise is left alone."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,12 @@ def ingest(folder: Path, revisions: str, *, seeds: tuple[int, ...] = (1,)) -> Re
     return invoke(folder, "ingest", *runs, *model, "--revisions", revisions)
 
 
-def test_a_collapse_is_bracketed_as_the_full_grid_has_it_with_half_of_the_revisions(collapsing: Path) -> None:
+def jumps(folder: Path) -> set[tuple[str, int, int]]:
+    rows = json.loads(invoke(folder, "analyze", "jumps", "--json").stdout)["rows"]
+    return {(row["metric"], row["start"], row["end"]) for row in rows}
+
+
+def test_half_of_the_revisions_give_the_jumps_of_the_full_grid(collapsing: Path) -> None:
     assert ingest(collapsing, "model_step0,model_step160").exit_code == 0
     result = invoke(collapsing, "refine", "--budget", "9")
     assert result.exit_code == 0, result.output
@@ -110,6 +116,10 @@ def test_a_collapse_is_bracketed_as_the_full_grid_has_it_with_half_of_the_revisi
     again = invoke(collapsing, "refine", "--budget", "9")
     assert again.exit_code == 0
     assert "ingested" not in again.output
+    half = jumps(collapsing)
+    assert half == {("stable_rank", JUMP - 10, JUMP), ("participation_ratio", JUMP - 10, JUMP)}
+    assert ingest(collapsing, "all").exit_code == 0
+    assert jumps(collapsing) == half
 
 
 def test_the_budget_ends_it_and_the_same_command_goes_on(collapsing: Path) -> None:

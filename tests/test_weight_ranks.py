@@ -66,7 +66,7 @@ def test_random_matrices_of_every_shape_and_type_agree_with_a_full_svd(dtype: to
         W = torch.from_numpy(RNG.standard_normal(shape)).to(dtype)
         (rank,) = weight_ranks({"W": W}).values()
         assert isinstance(rank, WeightRank)
-        assert rank.stable_rank == pytest.approx(of_svd(W), rel=1e-6)
+        assert rank.stable_rank == pytest.approx(of_svd(W), rel=1e-9)  # the error of a lone direction counts squared
         assert (rank.rows, rank.columns) == (shape[0], int(np.prod(shape[1:])))
 
 

@@ -54,8 +54,8 @@ def _what_to_ingest(*, revisions: str) -> Callable[[Command], Command]:
         ),
         click.option(
             "--layers", multiple=True, metavar="SPEC", default=("blocks[*]",), show_default=True,
-            help="path[:point[:reduce]]; embed, blocks[i], blocks[*], final_norm or a module path, globs allowed; "
-            "repeatable.",
+            help="path[:point[:reduce]]; embed, blocks[i], blocks[*], final_norm or a module path, globs allowed; the "
+            "point is output, input or hidden_states; repeatable. `replay layers` lists them.",
         ),
         click.option(
             "--reduce", default="mean", show_default=True, metavar="HOW",

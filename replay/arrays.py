@@ -91,7 +91,8 @@ class ArrayProbes:
 
     def notes(self) -> list[str]:
         """Say what their owner should know, in sentences."""
-        found = [f"not used of the file: {', '.join(self.left_out)}"] if self.left_out else []
+        read = "labels are read from 'labels', ids from 'ids'"
+        found = [f"not used of the file: {', '.join(self.left_out)} ({read})"] if self.left_out else []
         earlier: set[bytes] = set()
         repeats = []
         for number, value in enumerate(self.values):
@@ -154,6 +155,9 @@ def _load(path: Path) -> tuple[NDArray[Any], dict[str, NDArray[Any]], tuple[str,
             key = _key_of_inputs(loaded.files)
             read = [key, *(what for what in ("labels", "ids") if what in loaded.files)]
             held = {what: loaded[what] for what in read}
+            for what, value in held.items():
+                if not isinstance(value, np.ndarray):  # numpy gives the bytes of any other member
+                    raise InvalidProbes(f"{what} in it is no array: write it with np.savez")
             return held.pop(key), held, tuple(other for other in loaded.files if other not in read)
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, KeyError) as problem:
         if isinstance(problem, InvalidProbes):

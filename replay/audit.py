@@ -10,8 +10,8 @@ final      fault       an earlier step with the final weights
 duplicate  fault       different steps with equal weights
 shard      fault       weight files in common with a revision at another step (a note if all have them in common)
 missing    fault       no config, no weights, or not all of their shards
-size       fault/note  much smaller than the others; of another precision, or larger
-config     note        config.json differs from that of the step before
+size       fault/note  much smaller than the others; of another precision, or larger; not of plain files
+config     note        config.json, or the model of plain files, differs from that of the step before
 tokenizer  note        the tokenizer differs from that of the step before; there is none
 gap        fault       the run's own grid of steps lacks one
 outlier    note        a step between those of the grid
@@ -31,7 +31,7 @@ from sqlalchemy import select
 from replay.grids import find_grids
 from replay.listing import get_listing
 from replay.revisions import parse_step, sort_key
-from replay.sources.files import is_weight_file, tokenizer_files
+from replay.sources.files import CONFIG, is_weight_file, tokenizer_files
 from replay.weighing import VERSION as WEIGHING_VERSION
 from replay.weighing import find_upload_faults, read_weighing
 from store.catalog import Store
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BASES", "VERSION", "Audit", "audit_hashes", "audit_run", "audit_values", "refresh_audit"]
 
-VERSION = 1
+VERSION = 2
 """Raised whenever an audit may say something else of the same: what was audited before is then audited anew."""
 
 FAULT, NOTE = "fault", "note"
@@ -501,6 +501,8 @@ def _odd_sizes(group: _Group) -> Iterator[FindingRecord]:
     by_format: dict[str, dict[str, int]] = {}
     for member in group.described:
         files = _weight_files(member.record)
+        if CONFIG not in member.record.files:  # a plain file, whose bytes may be those of an optimizer as well
+            continue
         sizes = by_format.setdefault(min(files).rpartition(".")[2], {})
         sizes[member.name] = sum(n_bytes for _, n_bytes in files.values())
     configs = {member.name: member.record.config for member in group.described}
@@ -524,7 +526,8 @@ def _odd_sizes(group: _Group) -> Iterator[FindingRecord]:
 def _changes(before: RevisionRecord, after: RevisionRecord) -> Iterator[FindingRecord]:
     tokenizers = [{name: record.files[name][0] for name in tokenizer_files(record.files)} for record in (before, after)]
     if before.config != after.config:
-        text = f"{after.name} has another config.json than {before.name}"
+        what = CONFIG if CONFIG in after.files else "model (--model)"
+        text = f"{after.name} has another {what} than {before.name}"
         yield FindingRecord(after.name, "config", NOTE, text, (before.name,))
     if all(tokenizers) and tokenizers[0] != tokenizers[1]:
         text = f"{after.name} has another tokenizer than {before.name}"

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from sqlalchemy import select as select_rows
 
 from replay.arrays import ArrayProbes, read_probe_file
 from replay.audit import BASES, refresh_audit
@@ -20,15 +21,24 @@ from replay.preparation import Preparation
 from replay.probes import MAX_LENGTH, Probe, ProbeSet, builtin_probes
 from replay.revisions import DEFAULT_REVISIONS, select
 from replay.rounding import moved_dtype
-from replay.scalars import add_logged
+from replay.scalars import add_logged, give_again
 from replay.sources import Source
 from replay.sources.files import tokenizer_files
 from replay.work import Work, remaining
 from store.catalog import INDEX, Store, read_inputs
 from store.commits import RevisionRecord, get_findings, put_capture, put_probe_set, put_run, use_capture
-from store.errors import AccessError, InvalidInput, SourceUnreachable, UnknownRevision, UnknownSource
+from store.errors import (
+    AccessError,
+    CheckpointError,
+    InvalidInput,
+    MismatchedWeights,
+    SourceUnreachable,
+    UnknownRevision,
+    UnknownSource,
+)
 from store.keys import factory_key, replay_key
-from store.segments import segment_path
+from store.schema import Replay, Revision, Run
+from store.segments import scratch_name, segment_path
 
 __all__ = [
     "IngestRequest",
@@ -40,6 +50,9 @@ __all__ = [
     "make_plan",
     "scratch_store",
 ]
+
+FEWEST_PROBES = 3
+"""On fewer than so many no analysis works."""
 
 
 @dataclass(frozen=True)
@@ -190,10 +203,9 @@ def choose_probes(store: Store, given: str) -> ProbeSet | ArrayProbes:
     UnknownRun
         If it is neither a file nor the name of a set.
     """
-    builtin = builtin_probes()
-    if given == builtin.name:
+    builtin, path, there = builtin_probes(), Path(given), store.probe_sets()
+    if given == builtin.name and given not in set(there["name"]):
         return builtin
-    path, there = Path(given), store.probe_sets()
     if given not in set(there["name"]) and (path.suffix or path.exists() or "/" in given):
         return read_probe_file(path)
     rows = store.probes(given)
@@ -236,7 +248,8 @@ def make_plan(
     ------
     ReplayError
         If the only source cannot be reached, or none of several; if a selection is wrong, a layer does not exist or the
-        probes cannot be used. One of several sources that cannot be reached stands in ``Plan.lost`` instead, a
+        probes cannot be used; if no checkpoint of a run fits the factory, or the run was replayed with another model.
+        One of several sources that cannot be reached stands in ``Plan.lost`` instead, a
         revision that cannot be replayed in ``RunPlan.failed``.
     """
     probes = request.probes
@@ -249,6 +262,8 @@ def make_plan(
     if not listings:
         raise SourceUnreachable("; ".join(plan.lost.values()))
     add_probes(store, probes)
+    if len(probes) < FEWEST_PROBES:
+        plan.notes.append(f"{probes.name!r} has fewer than {FEWEST_PROBES} probes, too few for any analysis")
     max_length = request.max_length if isinstance(probes, ProbeSet) else 0
     capture = put_capture(store, probe_set=probes.digest, max_length=max_length, dtype=request.dtype)
     if (factory := request.factory) is not None:
@@ -260,6 +275,7 @@ def make_plan(
             if source.kind == "folder":
                 records = add_logged(Path(source.location), records, report=plan.notes.append)
             run_id = put_run(store, source.run, source=source.kind, location=source.location, records=records)
+            give_again(store, source.run)
             run = RunPlan(run=source.run, run_id=run_id, selected=records, failed=[r for r in records if r.error])
             run.n_unique = len({record.weights for record in records if record.weights})
             plan.runs.append(run)
@@ -387,4 +403,52 @@ def _list(
     listed = source.list_revisions()
     chosen = select(listed, request.revisions, pattern=request.step_regex)
     records = describe_revisions(store, source, chosen, retry=True, advance=advance)
+    if request.factory is not None:
+        _refuse_misfit(store, source, records, request.factory)
+    _refuse_other_model(store, source, request.factory)
     return source, records, listed
+
+
+def _refuse_misfit(store: Store, source: Source, records: Sequence[RevisionRecord], factory: ModelFactory) -> None:
+    """Raise why the first checkpoint has no place in the model of ``factory``, unless a later one has."""
+    from replay.state_dicts import fit_weights, read_plain
+
+    model, misfit = factory.skeleton(), None
+    for record in records:
+        if record.error or not record.files:
+            continue
+        names = list(record.files)
+        try:
+            with source.fetch(record, names, store.root / "checkpoints" / scratch_name()) as folder:
+                fit_weights(read_plain(folder / names[0]).weights, model, prefix=factory.prefix)
+        except MismatchedWeights as error:
+            misfit = misfit or MismatchedWeights(f"{source.run} {names[0]}: {error}")
+        except CheckpointError:  # the replay will tell
+            continue
+        else:
+            return
+    if misfit is not None:
+        raise misfit
+
+
+def _refuse_other_model(store: Store, source: Source, factory: ModelFactory | None) -> None:
+    """Raise if what is stored of a run was replayed with another factory, or with one or none the other way round.
+
+    Models of transformers may change with the ``config.json`` of each revision.
+    """
+    of_run = (Run.name == source.run, Run.location == source.location)
+    replayed = select_rows(Revision.config).join(Run, Run.id == Revision.run_id).where(*of_run)
+    with store.index.read() as session:
+        configs = session.scalars(replayed.join(Replay, Replay.weights == Revision.weights).distinct()).all()
+    for config in configs:
+        known = store.index.fact(factory_key(str(config)))
+        if config == (factory and factory.digest) or not (known or factory):
+            continue
+        told = f"--model {known['text']}" if known else "one of transformers"
+        told += f" --prefix {known['prefix']}" if known and known["prefix"] else ""
+        if known and factory and known == {"text": factory.text, "prefix": factory.prefix}:
+            told += ", which was changed since"
+        raise InvalidInput(
+            f"{source.run} was ingested with another model ({told}) and would hold two: use another --store, or give a "
+            "copy of the folder another name"
+        )

@@ -1,6 +1,7 @@
 """Further revisions where they pay: the interval that changes most per unit of log step, bisected again and again."""
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,19 +34,22 @@ SURE = 2.0
 FLOORS = 3.0
 """Precision floors that it must exceed too."""
 
+SHARE = 0.1
+"""Share of the range of its series that it must exceed too: wiggles of the end of a run are not worth a revision."""
+
 
 @dataclass(frozen=True)
 class Gap:
     """An interval between two steps that are stored, worth a look inside."""
 
     series: Series
-    """Where it changes most."""
+    """The one that changes most over it."""
     before: int
     """Last step before it."""
     after: int
     """First step after it."""
     rate: float
-    """Change over it, as a share of the range of the whole series, per unit of log(1 + step)."""
+    """Change over it per unit of log(1 + step), as a share of the range of the whole series, mean over all series."""
     middle: int
     """Step of the source nearest to its middle in log(1 + step)."""
 
@@ -90,9 +94,10 @@ def find_gap(
 ) -> Gap | None:
     """Return the interval that changes most per unit of log step and can be looked into, or None.
 
-    Left out are intervals without a further step of the source, and those whose change is within the noise: two
-    standard errors of the difference of its ends, where they are known, and three precision floors. What happens and
-    goes back within one interval is not seen.
+    Changes are shares of the range of their series, and an interval's rate is the mean over all series, so that one
+    that wiggles does not lead. A change counts as none that is within its noise: two standard errors of the difference
+    of its ends (as if of different probes, which is cautious), where they are known, three precision floors, and a
+    tenth of the range. What happens and goes back within one interval is not seen.
 
     Parameters
     ----------
@@ -103,10 +108,15 @@ def find_gap(
     floors
         Change of a metric under one rounding of the stored weights, by (metric, run, layer).
     """
-    gaps = (
-        gap for each in series for gap in _gaps(each, steps, (floors or {}).get((each.metric, each.run, each.layer)))
-    )
-    return max(gaps, key=lambda gap: (gap.rate, -gap.before), default=None)
+    found: dict[tuple[int, int], list[Gap]] = defaultdict(list)
+    for each in series:
+        for gap in _gaps(each, steps, (floors or {}).get((each.metric, each.run, each.layer))):
+            found[gap.before, gap.after].append(gap)
+    means = [
+        replace(max(gaps, key=lambda gap: gap.rate), rate=sum(gap.rate for gap in gaps) / len(series))
+        for gaps in found.values()
+    ]
+    return max(means, key=lambda gap: (gap.rate, -gap.before), default=None)
 
 
 def _gaps(series: Series, steps: Mapping[str, Collection[int]], floor: float | None) -> Iterator[Gap]:
@@ -121,7 +131,8 @@ def _gaps(series: Series, steps: Mapping[str, Collection[int]], floor: float | N
         before, after = int(at[i]), int(at[i + 1])
         inside = [step for step in listed if before < step < after]
         change = abs(float(values[i + 1] - values[i]))
-        if not inside or change <= max(SURE * float(np.hypot(error[i], error[i + 1])), FLOORS * (floor or 0.0)):
+        noise = max(SURE * float(np.hypot(error[i], error[i + 1])), FLOORS * (floor or 0.0), SHARE * span)
+        if not inside or change <= noise:
             continue
         width = np.log1p(after) - np.log1p(before)
         centre = np.log1p(before) + width / 2
@@ -214,11 +225,17 @@ def coverage(store: Store, choice: Choice) -> dict[str, tuple[int, int]]:
 
 
 def _factory(store: Store, run: str) -> ModelFactory | None:
-    """Return what built the models of a run that was ingested with a factory."""
-    for config in {record.config for record in get_revisions(store, run) if record.config}:
+    """Return what built the models of a run that was ingested with a factory, if it still builds the same."""
+    for config in sorted({record.config for record in get_revisions(store, run) if record.config and record.weights}):
         known = store.index.fact(factory_key(config))
         if known is not None:
-            return read_factory(known["text"], prefix=known["prefix"])
+            factory = read_factory(known["text"], prefix=known["prefix"])
+            if factory.digest != config:
+                raise InvalidInput(
+                    f"{run} was ingested with another model than {known['text']} builds now: restore it, or ingest "
+                    "the folder again under another name"
+                )
+            return factory
     return None
 
 

@@ -17,8 +17,9 @@ from typing import Any
 from store.catalog import Store
 from store.commits import RevisionRecord, get_revisions, put_scalars
 from store.errors import InvalidInput
+from store.keys import content_key
 
-__all__ = ["Given", "Log", "add_logged", "give_scalars", "read_given", "read_logs", "trainer_log"]
+__all__ = ["Given", "Log", "add_logged", "give_again", "give_scalars", "read_given", "read_logs", "trainer_log"]
 
 AXES = ("step", "tokens", "epoch")
 """Columns that say when something was logged; the first that there is counts."""
@@ -169,6 +170,7 @@ def give_scalars(store: Store, runs: Sequence[str], given: Sequence[Given]) -> l
     """Add scalars that a person gave to the revisions of runs in a store, and say what was added, a line a run.
 
     They win over what the source of a run brings along, now and later. Given again, a name replaces its older values.
+    The logs are kept, for revisions that are ingested later: `give_again`.
 
     Parameters
     ----------
@@ -197,9 +199,20 @@ def give_scalars(store: Store, runs: Sequence[str], given: Sequence[Given]) -> l
     lines = []
     for run, log, found, n_revisions in added:
         put_scalars(store, run, found)
+        _keep_log(store, run, log)
         names = ", ".join(name for name in log.entries if any(name in scalars for scalars in found.values()))
         lines.append(f"{run}: {names} at {len(found)} of {n_revisions} revisions, from {log.origin}")
     return lines
+
+
+def give_again(store: Store, run: str) -> None:
+    """Add what was given of a run to the revisions that it has by now."""
+    records, found = get_revisions(store, run), dict[str, dict[str, float]]()
+    for log in _kept_logs(store, run):
+        for name, scalars in log.match(records).items():
+            found.setdefault(name, {}).update(scalars)
+    if any(found[record.name].items() - record.scalars.items() for record in records if record.name in found):
+        put_scalars(store, run, found)
 
 
 def add_logged(
@@ -224,6 +237,48 @@ def add_logged(
     log = logs.get("", logs.get(folder.name))
     found = {} if log is None else log.match(records)
     return [replace(record, scalars={**found.get(record.name, {}), **record.scalars}) for record in records]
+
+
+def _keep_log(store: Store, run: str, log: Log) -> None:
+    """Keep a log that was given, in place of those that it has all entries of."""
+    older = [kept for kept in _kept_logs(store, run) if not _covers(log, kept)]
+    written = [
+        {
+            "origin": kept.origin,
+            "axis": kept.axis,
+            "entries": {
+                name: [[place, value if math.isfinite(value) else None] for place, value in entries.items()]
+                for name, entries in kept.entries.items()
+            },
+        }
+        for kept in (*older, log)
+    ]
+    store.index.remember(_logs_key(run), {"logs": written})
+
+
+def _covers(log: Log, older: Log) -> bool:
+    return log.axis == older.axis and all(
+        entries.keys() <= log.entries.get(name, {}).keys() for name, entries in older.entries.items()
+    )
+
+
+def _kept_logs(store: Store, run: str) -> list[Log]:
+    """Return the logs that were given of a run, in the order in which they were."""
+    return [
+        Log(
+            kept["origin"],
+            kept["axis"],
+            {
+                name: {place: math.nan if value is None else value for place, value in entries}
+                for name, entries in kept["entries"].items()
+            },
+        )
+        for kept in (store.index.fact(_logs_key(run)) or {}).get("logs", [])
+    ]
+
+
+def _logs_key(run: str) -> str:
+    return content_key("given logs", run=run)
 
 
 def _interval(places: Sequence[float], at: int) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +22,16 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["PlainCheckpoint", "digest_tensors", "fit_weights", "listing", "one_line", "open_file", "read_plain"]
+__all__ = [
+    "PlainCheckpoint",
+    "check_bytes",
+    "digest_tensors",
+    "fit_weights",
+    "listing",
+    "one_line",
+    "open_file",
+    "read_plain",
+]
 
 # a moving average of the weights (``ema``) stands beside them in some files and is another model
 TABLES = ("state_dict", "model_state_dict", "model", "module")
@@ -101,6 +112,27 @@ def open_file(file: Path) -> Any:
         raise DamagedWeights(f"{file.name} cannot be read, it may be truncated: {one_line(error)}") from error
 
 
+def check_bytes(file: Path) -> None:
+    """Refuse a zip archive of ``torch.save`` of which a byte was changed; it is read whole, as torch does not look.
+
+    Other files hold no checksum, nor do those that were saved with ``set_crc32_options(False)``.
+
+    Raises
+    ------
+    DamagedWeights
+        If the checksum of a record differs.
+    """
+    if file.suffix == ".safetensors" or not _is_zip(file):
+        return
+    try:
+        with zipfile.ZipFile(file) as opened:
+            changed = opened.testzip() if any(record.CRC for record in opened.infolist()) else None
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, zlib.error) as error:
+        raise DamagedWeights(f"{file.name} cannot be read, it may be truncated: {one_line(error)}") from error
+    if changed is not None:
+        raise DamagedWeights(f"{file.name} is damaged: the checksum of {changed} in it differs, copy it once more")
+
+
 def fit_weights(
     weights: Mapping[str, torch.Tensor], model: nn.Module, *, prefix: str | None = None
 ) -> dict[str, torch.Tensor]:
@@ -124,7 +156,8 @@ def fit_weights(
     Raises
     ------
     MismatchedWeights
-        Weights that are missing, without a place, or of another shape: it lists them.
+        Weights that are missing, without a place, of another shape or of a kind that the model cannot hold (complex,
+        or fractions for integers), or that differ in the file where the model ties them: it lists them.
     """
     state = model.state_dict(keep_vars=True)
     tied: dict[int, list[str]] = {}
@@ -139,29 +172,44 @@ def fit_weights(
     else:
         chosen, known = dict(weights), _likely_prefix(weights, state)
     own = {name.removeprefix(known): value for name, value in chosen.items() if name.startswith(known)}
+    differing = []
     for names in tied.values():
-        held = next((own[name] for name in names if name in own), None)
-        if held is not None:
-            own |= {name: own.get(name, held) for name in names}
+        there = [name for name in names if name in own]
+        differing += [f"{there[0]} and {name}" for name in there[1:] if not _equal(own[there[0]], own[name])]
+        if there:
+            own |= {name: own.get(name, own[there[0]]) for name in names}
     missing = [name for name in state if name not in own]
+    faults = [f"missing weights ({len(missing)}): {listing(missing)}"] if missing else []
     unexpected = [name for name in chosen if not name.startswith(known) or name.removeprefix(known) not in state]
-    shapes = [
-        f"{name} {list(own[name].shape)} instead of {list(held.shape)}"
-        for name, held in state.items()
-        if name in own and own[name].shape != held.shape
-    ]
-    faults = []
-    if missing:
-        faults.append(f"missing weights ({len(missing)}): {listing(missing)}")
     if unexpected:
         faults.append(f"weights without a place in the model ({len(unexpected)}): {listing(unexpected)}")
-    if shapes:
-        faults.append(f"weights of another shape than the model's ({len(shapes)}): {listing(shapes)}")
+    faults += _other_kinds(own, state)
+    if differing:
+        faults.append(f"weights that the model ties and the file does not ({len(differing)}): {listing(differing)}")
     if faults:
         partial = unexpected and known and not missing and prefix is None
         part = f", or the part of the file with --prefix {known}" if partial else ""
         raise MismatchedWeights(f"{type(model).__name__}: {'; '.join(faults)}; name the model with --model{part}")
     return {name: own[name] for name in state}
+
+
+def _other_kinds(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> list[str]:
+    """Say which weights are of another shape than the model's, or of a type that these cannot hold."""
+    shapes = [
+        f"{name} {list(own[name].shape)} instead of {list(held.shape)}"
+        for name, held in state.items()
+        if name in own and own[name].shape != held.shape
+    ]
+    kinds = [
+        f"{name} {str(own[name].dtype).removeprefix('torch.')} into {str(held.dtype).removeprefix('torch.')}"
+        for name, held in state.items()
+        if name in own and not _is_held(own[name], held.dtype)
+    ]
+    return [
+        f"weights of another {what} than the model's ({len(found)}): {listing(found)}"
+        for what, found in (("shape", shapes), ("type", kinds))
+        if found
+    ]
 
 
 def digest_tensors(weights: Mapping[str, torch.Tensor]) -> str:
@@ -193,6 +241,24 @@ def one_line(error: BaseException) -> str:
     """Return the first line of what an error says, or its kind."""
     first = str(error).strip().partition("\n")[0]
     return first or type(error).__name__
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two tensors hold the same, NaN counted as equal to NaN; those of a model without values do."""
+    import torch
+
+    if one.shape != other.shape:
+        return False
+    if one.is_meta or (one.dtype == other.dtype and torch.equal(one, other)):
+        return True
+    return bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _is_held(value: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Return whether a tensor of ``dtype`` can hold ``value`` but for rounding."""
+    if value.is_complex() or not value.is_floating_point():
+        return dtype.is_complex or not value.is_complex()
+    return dtype.is_floating_point or dtype.is_complex or value.is_meta or bool((value == value.trunc()).all())
 
 
 def _is_zip(file: Path) -> bool:

@@ -241,12 +241,97 @@ def test_arrays_of_the_wrong_shape_end_in_one_line_before_anything_is_replayed(
     assert Store(root).runs().empty
 
 
-def test_weights_that_do_not_fit_the_factory_are_listed_once_for_all_checkpoints(root: Path, place: Path) -> None:
-    result = run("--store", root, *ingested(place, 0, model="wider"), "--layers", "0", code=1)
-    failed = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
-    assert len(failed) == 1
-    assert failed[0].startswith("failed: seed0 model_step00000 and 2 more: Sequential: missing weights (2): 0.weight")
-    assert "fc1.weight, fc1.bias, out.weight, out.bias" in failed[0]
+def test_weights_that_do_not_fit_the_factory_are_told_in_one_line_and_hide_nothing(copied: Path, place: Path) -> None:
+    before, there = values(copied, "seed0", "out", 0), Store(copied).revisions("seed0")
+    misfit = one_line(run("--store", copied, *ingested(place, 0, 1, model="wider"), "--layers", "0", code=1))
+    assert misfit.startswith("replay: seed0 model_step00000.pt: Sequential: missing weights (2): 0.weight")
+    assert "fc1.weight, fc1.bias, out.weight, out.bias" in misfit
+    wrong = one_line(run("--store", copied, *ingested(place, 0), "--prefix", "nope", *LAYERS, code=1))
+    assert "seed0 model_step00000.pt: no weight starts with 'nope.': there are fc1, out" in wrong
+    assert Store(copied).revisions("seed0").equals(there)
+    np.testing.assert_array_equal(values(copied, "seed0", "out", 0), before)
+    np.testing.assert_allclose(before, computed(0)["out"], rtol=1e-4, atol=1e-5)
+
+
+def test_one_checkpoint_that_does_not_fit_fails_alone_even_if_it_is_the_first(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(FACTORIES)
+    np.save(tmp_path / "points.npy", X)
+    folder = write(tmp_path / "seed0", plain)
+    torch.save({"other": torch.zeros(2)}, folder / "model_step00000.pt")
+    said = run("--store", root, *ingested(tmp_path, 0, probes="points.npy"), *LAYERS, code=1)
+    assert "2 checkpoints replayed, 0 already there, 0 aliases, 1 failed" in said.stdout
+    np.testing.assert_allclose(values(root, "seed0", "out", 0), computed(10)["out"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_keeps_to_one_model(copied: Path, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(FACTORIES.replace("ReLU", "Sigmoid"))
+    there = Store(copied).revisions("seed0")
+    how = ["--path", place / "seed0", "--probes", place / "points.npz", *LAYERS]
+    for revisions in ("last:1", "all"):
+        given = [*how, "--model", f"{tmp_path / 'nets.py'}:Perceptron", "--revisions", revisions]
+        said = one_line(run("--store", copied, "ingest", *given, code=1))
+        assert f"seed0 was ingested with another model (--model {place / 'nets.py'}:Perceptron)" in said
+        assert "use another --store, or give a copy of the folder another name" in said
+    assert Store(copied).revisions("seed0").equals(there)
+
+
+def test_a_factory_that_was_changed_is_another_model_unless_nothing_of_the_old_was_replayed(
+    root: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "points.npy", X)
+    write(tmp_path / "seed0", plain)
+    arguments = ["--store", root, *ingested(tmp_path, 0, probes="points.npy"), *LAYERS]
+    broken = FACTORIES.replace("self.fc1(x)", "self.fc1(x)[:, : 8 if len(x) < 3 else 1]")  # passes the trial with two
+    for text, code in ((broken, 1), (FACTORIES, 0)):
+        (tmp_path / "nets.py").write_text(text)
+        run(*arguments, code=code)
+    (tmp_path / "nets.py").write_text(FACTORIES.replace("ReLU", "Sigmoid"))
+    assert "nets.py:Perceptron, which was changed since)" in one_line(run(*arguments, code=1))
+
+
+def test_a_run_of_transformers_takes_no_factory_and_the_reverse(root: Path, tmp_path: Path) -> None:
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=4, patch_size=2,
+        num_channels=1,
+    )  # fmt: skip
+    model = transformers.ViTForImageClassification(config)
+    model.save_pretrained(tmp_path / "vit" / "step3")
+    save_file(model.state_dict(), tmp_path / "vit" / "step3" / "model.safetensors", metadata={"format": "pt"})
+    np.save(tmp_path / "images.npy", np.random.default_rng(3).normal(size=(9, 1, 4, 4)))
+    (tmp_path / "vit.py").write_text(
+        "import transformers\n\n\ndef make():\n"
+        f"    config = transformers.ViTConfig.from_pretrained({str(tmp_path / 'vit' / 'step3')!r})\n"
+        "    return transformers.ViTForImageClassification(config)\n"
+    )
+    plainly = ["ingest", "--path", tmp_path / "vit", "--revisions", "all", "--probes", tmp_path / "images.npy"]
+    with_model = [*plainly, "--model", f"{tmp_path / 'vit.py'}:make"]
+    run("--store", root, *plainly)
+    said = one_line(run("--store", root, *with_model, code=1))
+    assert "vit was ingested with another model (one of transformers)" in said
+    other = tmp_path / "other"
+    run("--store", other, *with_model)
+    said = one_line(run("--store", other, *plainly, code=1))
+    assert f"vit was ingested with another model (--model {tmp_path / 'vit.py'}:make)" in said
+
+
+def test_runs_without_any_step_say_so_and_name_the_option(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(FACTORIES)
+    np.save(tmp_path / "points.npy", X)
+    for seed in (0, 1):
+        (tmp_path / f"seed{seed}").mkdir()
+        for name in ("early", "late"):
+            torch.save(weights_at(10, seed=seed), tmp_path / f"seed{seed}" / f"{name}.pt")
+    run("--store", root, *ingested(tmp_path, 0, 1, probes="points.npy"), *LAYERS)
+    said = one_line(run("--store", root, "analyze", "spread", code=1))
+    assert "none of the revisions of seed0, seed1 has a training step (early, for one)" in said
+    assert "--step-regex" in said
+
+
+def test_too_few_probes_for_any_analysis_are_noted(root: Path, place: Path, tmp_path: Path) -> None:
+    for n_probes in (2, 3):
+        np.save(tmp_path / f"p{n_probes}.npy", X[:n_probes])
+        said = run("--store", root, *ingested(place, 0, probes=str(tmp_path / f"p{n_probes}.npy")), *LAYERS)
+        assert ("'p2' has fewer than 3 probes, too few for any analysis" in said.stderr) == (n_probes == 2)
 
 
 def test_texts_for_a_factory_and_arrays_for_a_model_of_text_are_refused(

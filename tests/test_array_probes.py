@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def test_labels_may_be_words_and_an_empty_one_is_none(tmp_path: Path) -> None:
 def test_what_is_not_used_and_what_stands_twice_is_said(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", X=X[[0, 1, 0, 1, 2]], y=np.arange(5))
     assert read_arrays(tmp_path / "a.npz").notes() == [
-        "not used of the file: y",
+        "not used of the file: y (labels are read from 'labels', ids from 'ids')",
         "kept 2 of 5 arrays that equal an earlier one, first array 2",
     ]
 
@@ -184,6 +185,15 @@ def test_a_number_that_is_not_finite_is_refused_with_its_place(tmp_path: Path, w
 def test_archives_that_are_unclear_are_refused_in_one_line(tmp_path: Path, arrays: dict[str, Any], said: str) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     assert refusal(tmp_path / "a.npz").startswith(said)
+
+
+@pytest.mark.parametrize("member", ["inputs", "labels"])
+def test_a_member_of_an_archive_that_is_no_array_is_refused_in_one_line(tmp_path: Path, member: str) -> None:
+    arrays: dict[str, Any] = {"x": X} if member == "labels" else {}
+    np.savez(tmp_path / "a.npz", **arrays)
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as opened:
+        opened.writestr(member, "words")
+    assert refusal(tmp_path / "a.npz") == f"{member} in it is no array: write it with np.savez"
 
 
 @pytest.mark.parametrize("suffix", ["npy", "npz"])

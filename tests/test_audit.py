@@ -235,6 +235,19 @@ def test_a_truncated_upload_is_a_fault_and_another_precision_or_format_is_not() 
     assert faults(smaller) == {}
 
 
+def test_plain_files_have_no_usual_size_and_no_config_json() -> None:
+    sizes = (1000, 1000, 1000, 3000, 300)
+    files = [{f"step{step}.pt": [f"d{step}", n_bytes]} for step, n_bytes in enumerate(sizes)]
+    records = [
+        RevisionRecord(f"step{step}", step=step, config="a", weights=f"w{step}", files=held)
+        for step, held in enumerate(files)
+    ]
+    assert audit(records) == []
+    records[-1] = replace(records[-1], config="b")
+    assert notes(records) == [("step4", "config", "step4 has another model (--model) than step3")]
+    assert faults(records) == {}
+
+
 def test_changes_of_config_and_tokenizer_are_noted_once_each() -> None:
     records = [
         record(f"step{s}", s, config="old" if s < 4 else "new", tokenizer=None if s == 7 else "x" if s < 6 else "y")

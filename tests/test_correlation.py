@@ -104,6 +104,16 @@ def test_changes_that_are_all_large_early_do_not_make_series_related() -> None:
     assert all(share <= 0.08 for share in shares(X).values())
 
 
+def test_changes_that_drift_themselves_deceive_the_differenced_variant_and_not_the_level() -> None:
+    rng = np.random.default_rng(7)
+    changes = np.zeros((30, 90))
+    for t in range(1, 90):
+        changes[:, t] = 0.8 * changes[:, t - 1] + rng.normal(size=30)
+    found = shares(changes[:, -len(LINEAR) :].cumsum(axis=1))
+    assert found["level"] <= 0.08
+    assert found["differenced"] > 0.1
+
+
 def test_for_independent_values_the_level_of_the_test_is_near_its_nominal_one() -> None:
     found = shares(np.random.default_rng(1).normal(size=(30, len(LINEAR))))
     assert all(0.01 <= share <= 0.1 for share in found.values())  # their changes are no longer independent

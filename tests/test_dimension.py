@@ -10,9 +10,11 @@ import pytest
 from synthetic import histories, write_store
 from test_analysis import run
 
+from replay.analyses import dimension as analysis
 from replay.analyses.dimension import analyze_dimension
 from replay.analyses.selection import Choice, select_layers
 from replay.geometry.dimension import METRICS, Estimate, dimension, dimension_null, dimension_with_doubt
+from replay.geometry.eigenspectrum import Gram, effective_rank
 from replay.geometry.traces import quick_traces
 from replay.opening import open_store
 from replay.weight_ranks import RECIPE, WEIGHTS
@@ -192,7 +194,7 @@ def test_two_nn_counts_probes_with_equal_activations_once_and_sees_tiny_distance
     )
 
 
-@pytest.mark.parametrize(("n", "d"), [(150, 250), (300, 60), (120, 120)])
+@pytest.mark.parametrize(("n", "d"), [(150, 250), (300, 110), (120, 120)])
 def test_nulls_are_what_independent_features_give(n: int, d: int) -> None:
     rng = np.random.default_rng(1)
     found = [dimension(rng.standard_normal((n, d))) for _ in range(8)]
@@ -203,6 +205,28 @@ def test_nulls_are_what_independent_features_give(n: int, d: int) -> None:
         assert null[name] == pytest.approx(simulated, rel=near.get(name.removesuffix("_uncentred"), 0.015)), name
     assert null["participation_ratio"] == pytest.approx(d * (n - 1) / (n - 1 + d + 1))
     assert null["stable_rank"] == pytest.approx((n - 1) * d / (np.sqrt(n - 1) + np.sqrt(d)) ** 2)
+
+
+@pytest.mark.parametrize(("n", "d"), [(100, 1), (2, 5), (8, 8), (5, 300), (60, 50)])
+def test_nulls_of_small_shapes_are_what_independent_features_give_and_possible(n: int, d: int) -> None:
+    rng = np.random.default_rng(1)
+    found = [dimension(rng.standard_normal((n, d)), metrics=SPECTRAL) for _ in range(250)]
+    for name, null in dimension_null(n, d, metrics=SPECTRAL).items():
+        if isinstance(null, str):
+            assert null == found[0][name]
+            continue
+        assert null == pytest.approx(np.mean([float(one[name]) for one in found]), rel=0.05), name
+        if "alpha" not in name:
+            assert 1 - 1e-9 <= null <= min(n - (not name.endswith("_uncentred")), d) + 1e-9, name
+
+
+def test_the_null_of_two_nn_needs_no_more_features_than_probes() -> None:
+    rng = np.random.default_rng(1)
+    simulated = np.mean([values(rng.standard_normal((200, 2000)), "two_nn") for _ in range(30)])
+    assert dimension_null(200, 2000, metrics=["two_nn"])["two_nn"] == pytest.approx(simulated, rel=0.05)
+    # Squared distances become jointly normal, scattered by some √d about 2 d.
+    large = [float(dimension_null(200, d, metrics=["two_nn"])["two_nn"]) for d in (30_000, 300_000)]
+    assert large[1] / large[0] == pytest.approx(np.sqrt(10), rel=0.02)
 
 
 def test_the_unbiased_participation_ratio_is_that_of_the_population_with_far_fewer_probes() -> None:
@@ -228,6 +252,19 @@ def test_the_interval_is_the_jackknife_of_values_without_each_group(n: int, d: i
         assert [found.value - found.interval.low, found.interval.high - found.value] == pytest.approx(
             [reach, reach], rel=1e-5
         ), name
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize(("n", "d"), [(100, 256), (256, 100)])
+def test_small_singular_values_without_some_probes_are_those_of_the_others(n: int, d: int, centred: bool) -> None:
+    X = fixtures(n, d)["ill-conditioned"]
+    dropped = np.arange(n) % 15 == 0
+    rest = X[~dropped] - (X[~dropped].mean(axis=0) if centred else 0)
+    part = Gram(X, centred=centred).without(dropped)
+    s = np.linalg.svd(rest, compute_uv=False)[: part.rank]
+    np.testing.assert_allclose(part.singular_values, s, rtol=1e-5, atol=1e-13 * s[0])
+    p = s / s.sum()
+    assert effective_rank(part) == pytest.approx(np.exp(-np.sum(p * np.log(p))), rel=1e-9)
 
 
 def test_intervals_hold_the_mean_of_fresh_probes() -> None:
@@ -353,6 +390,21 @@ def test_each_point_is_measured_once_whatever_is_asked_for(store: Store) -> None
     assert len(told) == 6
     analyze_dimension(store, advance=advance)
     assert len(told) == 18
+
+
+def test_a_reason_is_kept_with_the_numbers(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = analyze_dimension(store, metrics=["stable_rank"]).attrs["unavailable"]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(analysis, "read_point", refuse)
+    monkeypatch.setattr(analysis, "dimension_with_doubt", refuse)
+    again = analyze_dimension(store, metrics=["participation_ratio", "stable_rank"]).attrs["unavailable"]
+    assert [row for row in again if row[3] == "stable_rank"] == first
+    X = histories(runs=2, steps=3, width=10)["run1"][100]["blocks[1]"]
+    expected = dimension(np.ones_like(X), metrics=["participation_ratio"])["participation_ratio"]
+    assert [row[4] for row in again if row[3] == "participation_ratio"] == [expected]
 
 
 def test_the_command_prints_a_table_writes_all_steps_and_says_what_is_undefined(store: Store, tmp_path: Path) -> None:

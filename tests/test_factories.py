@@ -1,13 +1,20 @@
 """Model factories: what may be named, what is said when it may not, and which changes make another model."""
 
+import os
 import pickle
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from replay.factories import read_factory
+from replay.factories import _digest, read_factory
 from store.errors import InvalidInput
 
 SOURCE = """
@@ -95,6 +102,25 @@ def test_what_no_file_holds_is_the_same_in_every_build_and_takes_no_random_numbe
     assert torch.equal(first.get_buffer("angles"), second.get_buffer("angles"))
 
 
+def test_a_factory_that_draws_by_numpy_or_python_builds_the_same_and_takes_none(tmp_path: Path) -> None:
+    (tmp_path / "drawn.py").write_text(
+        "import random\nimport numpy as np\nimport torch\nfrom torch import nn\n"
+        "def make():\n    model = nn.Linear(1, 1)\n"
+        "    drawn = torch.tensor([random.random(), np.random.rand()])\n"
+        "    model.register_buffer('drawn', drawn, persistent=False)\n    return model\n"
+    )
+    factory = read_factory(f"{tmp_path / 'drawn.py'}:make")
+    found = []
+    for seed in (1, 2):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        found.append(factory.build().get_buffer("drawn"))
+        assert random.random() == random.Random(seed).random()
+        assert np.random.rand() == np.random.RandomState(seed).rand()  # noqa: NPY002
+    wanted = [random.Random(0).random(), np.random.RandomState(0).rand()]
+    assert all(torch.equal(each, torch.tensor(wanted)) for each in found)
+
+
 def test_another_process_reads_a_factory_by_its_text_and_refuses_a_changed_one(file: Path) -> None:
     factory = read_factory(f"{file}:make", prefix="net")
     sent = pickle.dumps(factory)
@@ -106,23 +132,126 @@ def test_another_process_reads_a_factory_by_its_text_and_refuses_a_changed_one(f
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "same"),
+    ("old", "new"),
     [
-        ("return 1", "return 2", True),
-        ("WIDTH = 5", "WIDTH = 6", False),
-        ("torch.relu", "torch.tanh", False),
-        ("return Mlp()", "return nn.Sequential(Mlp())", False),
-        ("return Mlp()", "return Mlp().double()", False),
-        ("self.out = nn.Linear(WIDTH, 2)", "self.out = nn.Linear(WIDTH, 2, bias=False)", False),
+        ("WIDTH = 5", "WIDTH = 6"),
+        ("torch.relu", "torch.tanh"),
+        ("return Mlp()", "return nn.Sequential(Mlp())"),
+        ("return Mlp()", "return Mlp().double()"),
+        ("self.out = nn.Linear(WIDTH, 2)", "self.out = nn.Linear(WIDTH, 2, bias=False)"),
     ],
 )
-def test_the_digest_changes_with_the_model_and_not_with_what_stands_beside_it(
-    file: Path, old: str, new: str, same: bool
-) -> None:
+def test_the_digest_changes_with_the_model_and_its_file(file: Path, old: str, new: str) -> None:
     digest = read_factory(f"{file}:make").digest
     assert old in SOURCE
     file.write_text(SOURCE.replace(old, new))
-    assert (read_factory(f"{file}:make").digest == digest) is same
+    assert read_factory(f"{file}:make").digest != digest
+
+
+IMPORTED = """
+import functools
+from types import SimpleNamespace
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+ACT = torch.relu
+
+def given(act, heads=2, slope=0.1):
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.act, model.config, model.later = act, SimpleNamespace(slope=slope), functools.partial(act)
+    model.append(nn.TransformerEncoderLayer(4, heads, 8, activation=F.relu))
+    return model
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return ACT(self.inner(x))
+
+def twice(make):
+    @functools.wraps(make)
+    def made():
+        return nn.Sequential(make(), make())
+    return made
+"""
+
+CHOSEN = """
+import functools
+import torch
+import parts_of_digests
+make = functools.partial(parts_of_digests.given, torch.relu, heads=2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (
+            "functools.partial(parts_of_digests.given, torch.relu",
+            "functools.partial(parts_of_digests.given, torch.tanh",
+        ),
+        ("heads=2", "heads=4"),
+        ("heads=2", "slope=0.2"),
+        ("functools.partial(parts_of_digests.given, torch.relu, heads=2)", "parts_of_digests.Own"),
+    ],
+)
+def test_what_a_factory_is_given_makes_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str
+) -> None:
+    # the structure that torch prints is the same for each pair, and so are the shapes
+    (tmp_path / "parts_of_digests.py").write_text(IMPORTED)
+    monkeypatch.delitem(sys.modules, "parts_of_digests", raising=False)
+    assert old in CHOSEN
+    digests = set()
+    for source in (CHOSEN, CHOSEN.replace(old, new)):
+        (tmp_path / "chosen.py").write_text(source)
+        factory = read_factory(f"{tmp_path / 'chosen.py'}:make")
+        # only what is held and given tells them apart
+        monkeypatch.setattr("replay.factories._files", lambda *_: set())
+        digests.add(replace(factory, digest=_digest(factory.build(), factory)).digest)
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize("kind", ["file", "module"])
+def test_a_changed_global_makes_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    path = tmp_path / "globals_of_a_test.py"
+    monkeypatch.chdir(tmp_path)
+    digests = set()
+    for source in (IMPORTED, IMPORTED.replace("ACT = torch.relu", "ACT = torch.sigmoid")):
+        path.write_text(source)
+        monkeypatch.delitem(sys.modules, "globals_of_a_test", raising=False)
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        digests.add(read_factory(f"{path if kind == 'file' else 'globals_of_a_test'}:Own").digest)
+    assert len(digests) == 2
+
+
+def test_a_global_of_a_module_that_a_class_comes_from_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "whole.py").write_text("import globals_of_classes\ndef make(): return globals_of_classes.Own()\n")
+    digests = set()
+    for source in (IMPORTED, IMPORTED.replace("ACT = torch.relu", "ACT = torch.sigmoid")):
+        (tmp_path / "globals_of_classes.py").write_text(source)
+        monkeypatch.delitem(sys.modules, "globals_of_classes", raising=False)
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        digests.add(read_factory(f"{tmp_path / 'whole.py'}:make").digest)
+    assert len(digests) == 2
+
+
+def test_another_process_finds_the_same_digest(tmp_path: Path) -> None:
+    (tmp_path / "parts_of_processes.py").write_text(IMPORTED)
+    (tmp_path / "chosen.py").write_text(CHOSEN.replace("parts_of_digests", "parts_of_processes"))
+    text = f"{tmp_path / 'chosen.py'}:make"
+    code = f"from replay.factories import read_factory; print(read_factory({text!r}).digest)"
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, check=True, capture_output=True
+        )
+        for seed in ("1", "2")
+    ]
+    digest = read_factory(text).digest
+    assert [result.stdout.decode().split() for result in found] == [[digest], [digest]]
 
 
 def test_a_prefix_is_part_of_what_a_model_is(file: Path) -> None:

@@ -9,12 +9,13 @@ from click.testing import Result
 from synthetic import Histories, write_store
 from test_analysis import run
 
-from replay.analyses.jumps import analyze_jumps, find_jumps
-from replay.analyses.selection import Choice
-from replay.analyses.series import Series
+from replay.analyses.jumps import COUNTED, _paired_error, analyze_jumps, find_jumps
+from replay.analyses.selection import Choice, select_layers
+from replay.analyses.series import Series, read_series
 from replay.geometry.jumps import FEWEST_POINTS, Change, _joined, detect_jumps
 from replay.geometry.planted import FIXTURES, MEDIUM, SHORT, Planted, plant, score
 from replay.geometry.rolling_z import rolling_z_jumps
+from replay.geometry.statistics import probe_groups
 from store.errors import InvalidInput, Unavailable
 
 NONE: dict[tuple[str, str, str], float] = {}
@@ -85,7 +86,8 @@ def test_a_change_of_units_or_of_direction_changes_no_place_and_no_p() -> None:
         assert [change[:3] for change in other.changes] == [change[:3] for change in plain.changes]
         assert other.p == pytest.approx(plain.p)
     scaled = detect_jumps(1000 * np.arange(200), y)
-    assert scaled == plain
+    assert [change[:3] for change in scaled.changes] == [change[:3] for change in plain.changes]
+    assert scaled.p == pytest.approx(plain.p)
 
 
 def test_a_steady_drift_added_to_a_series_changes_nothing() -> None:
@@ -125,6 +127,30 @@ def test_a_counted_value_that_often_moves_by_one_has_no_jump_until_it_moves_by_m
     assert detector(np.arange(400), counts) == [200]
 
 
+def test_one_count_more_or_less_is_no_jump_where_values_are_counts_and_many_are() -> None:
+    steps, counts = np.arange(18) * 100, np.array([20] * 7 + [21] + [20] * 6 + [19] * 4)
+    assert len(detect_jumps(steps, counts).changes) == 2  # as real numbers, one jump and one that returns
+    assert detect_jumps(steps, counts, resolution=1).changes == []
+    counts[14:] += 30
+    (found,) = detect_jumps(steps, counts, resolution=1).changes
+    assert (found.kind, found.start, found.end) == ("jump", 13, 14)
+    named = [Series(name, "r", "l", steps, np.array([20.0] * 14 + [19.0] * 4), None) for name in ("m", COUNTED + "_90")]
+    assert [jump.metric for jump in find_jumps(named, NONE)[0]] == ["m"]
+
+
+@pytest.mark.parametrize("rising", [False, True])
+@pytest.mark.parametrize("walking", [False, True])
+@pytest.mark.parametrize("n", [18, 30])
+def test_of_short_noise_and_walks_that_shrink_or_grow_tenfold_few_have_a_change(
+    n: int, walking: bool, rising: bool
+) -> None:
+    moves = np.random.default_rng(5).standard_normal((60, n)) * np.geomspace(1, 0.1, n)[:: -1 if rising else 1]
+    made = np.cumsum(moves, axis=1) if walking else moves
+    assert sum(bool(detect_jumps(np.arange(n) * 100, values).changes) for values in made) <= 4
+    made[:, n // 2 :] += 20 * np.abs(np.diff(made, axis=1)).max(axis=1, keepdims=True)
+    assert sum(n // 2 in detector(np.arange(n) * 100, values) for values in made) >= 54
+
+
 def test_one_checkpoint_that_departs_and_returns_is_told_as_such() -> None:
     values = np.random.default_rng(1).standard_normal(100)
     values[50] += 20
@@ -148,7 +174,7 @@ def test_the_faulty_embeddings_of_pythia_12b_depart_and_are_no_jumps() -> None:
 
 
 def test_a_change_that_only_the_last_checkpoint_shows_is_at_the_edge() -> None:
-    values = np.random.default_rng(1).standard_normal(60)
+    values = np.random.default_rng(0).standard_normal(60)
     values[-1] += 15
     found = detect_jumps(np.arange(60), values).changes
     assert [(change.kind, change.end) for change in found] == [("edge", 59)]
@@ -271,6 +297,40 @@ def test_the_command_names_the_run_layer_and_step_of_a_collapse_and_keeps_the_re
     printed = json.loads(ask(root, "--metric", "stable_rank", "--json").stdout)
     assert [(row["start"], row["end"]) for row in printed["rows"]] == [(700, 800)]
     assert "no floor measured for run0" in ask(root, "--metric", "stable_rank").stderr
+
+
+def test_a_change_that_all_probes_share_is_reported_though_both_its_ends_are_in_doubt(root: Path) -> None:
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal((40, 12)) * np.exp(rng.standard_normal((40, 1)))  # the noise of all checkpoints
+    made: Histories = {"run0": {}}
+    for number in range(12):
+        X = base * (np.linspace(1, 0.3, 12) if number < 8 else np.linspace(1, 0.2, 12))
+        made["run0"][number * 100] = {"blocks[0]": (X + 1e-4 * rng.standard_normal(X.shape)).astype(np.float32)}
+    store = write_store(root, made)
+    found = read_series(store, ["participation_ratio"])
+    jumps, ((*_, reason),), _ = find_jumps(found, NONE)
+    assert jumps == []
+    assert "2 standard errors over probes" in reason
+    result = analyze_jumps(store, metrics=["participation_ratio"])
+    assert [*zip(result["start"].values, result["end"].values, strict=True)] == [(700, 800)]
+
+    def ratio(X: np.ndarray) -> float:
+        powers = np.linalg.svd(X - X.mean(axis=0), compute_uv=False) ** 2
+        return float(powers.sum() ** 2 / (powers**2).sum())
+
+    groups, ends = probe_groups(40, n_groups=15), [made["run0"][step]["blocks[0]"].astype(float) for step in (700, 800)]
+    parts = [ratio(ends[1][groups != group]) - ratio(ends[0][groups != group]) for group in range(15)]
+    error = _paired_error(store, select_layers(store, Choice()), found[0], 700, 800)
+    assert error == pytest.approx(np.sqrt(14) * np.std(parts), rel=1e-4)
+
+
+def test_values_that_are_undefined_are_left_out_by_name(root: Path) -> None:
+    made = collapsing()
+    made["run0"][300]["blocks[1]"][:] = 1
+    result = analyze_jumps(write_store(root, made), metrics=["stable_rank"])
+    assert result.attrs["unavailable"] == [
+        ["run0", "blocks[1]:output:mean", "stable_rank", "undefined at step 300: left out"]
+    ]
 
 
 def test_a_store_without_jumps_gives_an_empty_table_and_a_figure(root: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from replay.geometry.segmentation import (
     probe_replicates,
     segment_path,
 )
-from replay.geometry.statistics import jackknife_error
+from replay.geometry.statistics import jackknife_error, probe_groups
 from replay.geometry.subspaces import compare_subspaces, random_overlap, top_subspace
 from replay.jobs import Cluster
 from replay.opening import open_store
@@ -429,6 +429,53 @@ def test_a_layer_that_never_varies_is_unavailable_with_its_reason(root: Path) ->
     assert not result.attrs["phases"]
     assert result["occupancy"].isnull().all()
     assert result["overlap"].isnull().all()
+
+
+def alignment(X: Floats, Y: Floats) -> float:
+    """Debiased centred kernel alignment with the unbiased estimator of Song et al. (2012), written out."""
+    K, L = ((A @ A.T) * (1 - np.eye(len(A))) for A in (X, Y))
+    n = len(K)
+
+    def dependence(K: Floats, L: Floats) -> float:
+        products = np.trace(K @ L) + K.sum() * L.sum() / ((n - 1) * (n - 2)) - 2 * (K @ L).sum() / (n - 2)
+        return float(products / (n * (n - 3)))
+
+    return dependence(K, L) / float(np.sqrt(dependence(K, K) * dependence(L, L)))
+
+
+@pytest.mark.parametrize("n_probes", [5, 8, 14])
+def test_fewer_probes_than_groups_are_left_out_one_by_one(root: Path, n_probes: int) -> None:
+    made = turning(n_probes=n_probes)
+    told = analyze_phases(write_store(root, made), n_components=1, subspace=1).attrs["phases"]
+    assert [(one["first"], one["last"]) for one in told] == [(0, 16), (32, 1024)] * 2
+    X = [at["blocks[0]"].astype(np.float64) for at in made["run0"].values()]
+    group = probe_groups(n_probes)
+    left = [[A[group != number] for A in X] for number in range(n_probes)]
+    K, *without = (np.array([[alignment(A, B) for B in of] for A in of]) for of in (X, *left))
+    drawn = [segment_path(replicate) for replicate in probe_replicates(K, np.stack(without, axis=-1))]
+    assert told[1]["confidence"] == boundary_support([TURN], drawn)[0].confidence
+
+
+@pytest.mark.parametrize("lost", [[128], STEPS])
+def test_a_checkpoint_that_is_not_finite_is_left_out_and_all_others_keep_their_numbers(
+    tmp_path: Path, lost: list[int]
+) -> None:
+    made, options = turning(), {"n_components": 3, "n_clusters": 4, "subspace": 2}
+    for step in lost:
+        made["run1"][step]["blocks[0]"][7, 0] = np.nan
+    found = analyze_phases(write_store(tmp_path / "broken", made), **options)  # type: ignore[arg-type]
+    reasons = [[run, step, why] for run, step, _, why in found.attrs["unavailable"] if step is not None]
+    assert reasons == [["run1", step, "left out: activations of 1 of 40 probes are not finite"] for step in lost]
+    kept = {step: at for step, at in made["run1"].items() if step not in lost}
+    without = {"run0": made["run0"]} | ({"run1": kept} if kept else {})
+    expected = analyze_phases(write_store(tmp_path / "without", without), **options)  # type: ignore[arg-type]
+    assert found.attrs["phases"] == expected.attrs["phases"]
+    assert len(expected.attrs["phases"]) == 2 * len(without)
+    for name, values in expected.items():
+        if values.dtype.kind == "f":
+            there = found[name].sel(run=list(without)) if "run" in values.dims else found[name]
+            np.testing.assert_allclose(there, values, rtol=1e-9, atol=1e-12, err_msg=str(name))
+    assert found["score"].sel(run="run1", step=lost).isnull().all()
 
 
 def test_the_command_prints_phases_and_writes_every_step(kept: Path, tmp_path: Path) -> None:

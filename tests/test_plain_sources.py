@@ -178,10 +178,137 @@ def test_names_of_ones_own_are_read_by_a_pattern_and_never_give_an_order(
 ) -> None:
     for number in (9, 10):
         torch.save(state(number), folder / f"weights.{number}k.pt")
-    assert [record.step for record in listed(folder, store, factory)] == [None, None]
-    for pattern in (r"weights\.(?P<step>\d+k)", r"weights\.(?P<step>\d+k)\.pt"):
+    line = r"no step in .*neither in the names \(weights\.10k, weights\.9k\) .*--step-regex '(.*)'$"
+    with pytest.raises(InvalidInput, match=line) as caught:
+        listed(folder, store, factory)
+    (guess,) = re.findall("--step-regex '(.*)'", str(caught.value))
+    assert guess == r"weights\.(?P<step>\d+k)"
+    for pattern in (guess, r"weights\.(?P<step>\d+k)\.pt"):
         records = listed(folder, store, factory, step_regex=re.compile(pattern))
         assert [record.step for record in records] == [9000, 10000]
+
+
+@pytest.mark.parametrize(
+    ("names", "remedy"),
+    [
+        (("ckpt_128", "ckpt_256"), r"'ckpt_(?P<step>\d+)'"),
+        (("run2-ep07", "run2-ep08"), r"'run\d+-ep(?P<step>\d+)'"),
+    ],
+)
+def test_files_that_nobody_can_put_in_order_are_refused_with_a_pattern_that_does(
+    folder: Path, store: Store, factory: ModelFactory, names: tuple[str, str], remedy: str
+) -> None:
+    torch.save(state(0), folder / f"{names[0]}.pth")
+    assert [record.step for record in listed(folder, store, factory)] == [None]  # one is in order
+    torch.save(state(1), folder / f"{names[1]}.pth")
+    with pytest.raises(InvalidInput) as caught:
+        listed(folder, store, factory)
+    assert str(caught.value).endswith(remedy)
+    wanted = [int(re.findall(r"\d+", name)[-1]) for name in names]
+    found = listed(folder, store, factory, step_regex=re.compile(remedy.strip("'")))
+    assert [record.step for record in found] == wanted
+
+
+def test_names_without_numbers_are_models_in_no_order(folder: Path, store: Store, factory: ModelFactory) -> None:
+    for seed, name in enumerate(("early", "late")):
+        torch.save(state(seed), folder / f"{name}.pt")
+    assert [(record.name, record.step) for record in listed(folder, store, factory)] == [
+        ("early", None),
+        ("late", None),
+    ]
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_two_series_in_one_folder_are_refused_until_one_is_chosen(
+    folder: Path, store: Store, factory: ModelFactory, counted: bool
+) -> None:
+    for step in (10, 20):
+        for seed, kind in enumerate(("ema", "model")):
+            weights = state(step + seed)
+            held = {"model": weights, "step": step} if counted else weights
+            torch.save(held, folder / f"{kind}_step{step}.pt")
+    with pytest.raises(InvalidInput, match=r"ema_step10 and model_step10 in .* are both of step 10 and hold different"):
+        listed(folder, store, factory)
+    chosen = listed(folder, store, factory, step_regex=re.compile(r"model_step(?P<step>\d+)"))
+    assert {record.name: record.step for record in chosen} == {
+        "model_step10": 10,
+        "model_step20": 20,
+        "ema_step10": None,
+        "ema_step20": None,
+    }
+    for file in folder.glob("ema_*"):
+        file.unlink()
+    assert [record.step for record in listed(folder, store, factory)] == [10, 20]
+
+
+def test_other_names_may_stand_beside_a_series(folder: Path, store: Store, factory: ModelFactory) -> None:
+    for step in (10, 20):
+        torch.save(state(step), folder / f"model_step{step}.pt")
+    torch.save(state(20), folder / "best_step20.pt")
+    torch.save({"step": 20, "model": state(20)}, folder / "best.pt")
+    torch.save(state(8), folder / "swa.pt")
+    records = {record.name: record for record in listed(folder, store, factory)}
+    assert {name: record.step for name, record in records.items()} == {
+        "model_step10": 10,
+        "model_step20": 20,
+        "best_step20": 20,
+        "best": 20,
+        "swa": None,
+    }
+    assert len({records[name].weights for name in ("best_step20", "best", "model_step20")}) == 1
+    torch.save({"step": 20, "model": state(7)}, folder / "best.pt")
+    with pytest.raises(InvalidInput, match=r"^best and best_step20 in .* are both of step 20") as caught:
+        listed(folder, store, factory)
+    assert str(caught.value).endswith(r"choose it with --step-regex 'best_step(?P<step>\d+)'")
+    chosen = listed(folder, store, factory, step_regex=re.compile(r"model_step(?P<step>\d+)"))
+    assert [(record.name, record.step) for record in chosen[:3]] == [
+        ("model_step10", 10),
+        ("model_step20", 20),
+        ("best", None),
+    ]
+
+
+def test_files_beside_the_folder_of_checkpoints_do_not_hide_it(
+    folder: Path, store: Store, factory: ModelFactory, tmp_path: Path
+) -> None:
+    (folder / "checkpoints").mkdir()
+    for step in (10, 20):
+        torch.save(state(step), folder / "checkpoints" / f"step={step}.ckpt")
+    torch.save(state(20), folder / "best.pt")
+    torch.save(state(10), folder / "checkpoints" / "best.ckpt")
+    source = PlainSource(folder, factory=factory, index=store.index)
+    records = {record.name: source.describe(record) for record in source.list_revisions()}
+    assert list(records) == ["step=10", "step=20", "best", "checkpoints/best"]
+    assert records["best"].weights == records["step=20"].weights
+    assert records["checkpoints/best"].weights == records["step=10"].weights
+    for name, record in records.items():
+        with source.fetch(record, list(record.files), tmp_path / "scratch") as found:
+            assert found == (folder if name == "best" else folder / "checkpoints")
+            assert (found / next(iter(record.files))).is_file()
+
+
+def test_a_changed_byte_in_a_file_is_found_by_its_checksum(folder: Path, store: Store, factory: ModelFactory) -> None:
+    for step in (1, 2):
+        torch.save(state(step), folder / f"step{step}.pt")
+    content = bytearray((folder / "step2.pt").read_bytes())
+    content[content.index(state(2)["0.weight"].numpy().tobytes()) + 5] ^= 16
+    (folder / "step2.pt").write_bytes(content)
+    assert read_plain(folder / "step2.pt").weights["0.weight"].shape == (4, 3)  # torch reads it without a word
+    sound, broken = listed(folder, store, factory)
+    assert sound.error is None
+    assert broken.weights is None
+    assert re.fullmatch(r"step2\.pt is damaged: the checksum of \S+/data/\d+ in it differs, .*", str(broken.error))
+
+
+def test_a_file_that_was_saved_without_checksums_is_taken_as_it_is(
+    folder: Path, store: Store, factory: ModelFactory
+) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state(1), folder / "step1.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert [record.error for record in listed(folder, store, factory)] == [None]
 
 
 def test_a_file_is_read_once_and_again_when_it_changes(
@@ -359,6 +486,40 @@ def test_tied_weights_need_one_name_in_the_file() -> None:
     assert set(fitted) == {"0.weight", "1.weight"}
     model.load_state_dict(fitted)
     assert torch.equal(first.weight, torch.eye(2))
+
+
+def test_weights_that_only_the_model_ties_are_refused_and_equal_ones_are_not() -> None:
+    first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    second.weight = first.weight
+    model = nn.Sequential(first, second)
+    same = torch.tensor([[1.0, torch.nan], [0.0, 2.0]])
+    assert set(fit_weights({"0.weight": same, "1.weight": same.clone()}, model)) == {"0.weight", "1.weight"}
+    with pytest.raises(MismatchedWeights, match=r"ties and the file does not \(1\): 0\.weight and 1\.weight; name"):
+        fit_weights({"0.weight": same, "1.weight": same + 1}, model)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("weight", torch.ones(2, dtype=torch.complex64), r"type than the model's \(1\): weight complex64 into float32"),
+        ("num_batches_tracked", torch.tensor(1.5), "num_batches_tracked float32 into int64"),
+        ("num_batches_tracked", torch.tensor(torch.nan), "num_batches_tracked float32 into int64"),
+        ("num_batches_tracked", torch.tensor(7.0), None),
+        ("weight", torch.ones(2, dtype=torch.int64), None),
+        ("weight", torch.ones(2, dtype=torch.float64), None),
+    ],
+)
+def test_weights_of_a_type_that_loses_more_than_digits_are_refused(
+    name: str, value: torch.Tensor, line: str | None
+) -> None:
+    model = nn.BatchNorm1d(2)
+    weights = dict(model.state_dict()) | {name: value}
+    if line is None:
+        model.load_state_dict(fit_weights(weights, model))
+        assert torch.equal(model.state_dict()[name].to(value.dtype), value)
+    else:
+        with pytest.raises(MismatchedWeights, match=line):
+            fit_weights(weights, model)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

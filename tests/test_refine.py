@@ -126,6 +126,7 @@ def test_the_budget_ends_it_and_the_same_command_goes_on(collapsing: Path) -> No
     assert ingest(collapsing, "model_step0,model_step160").exit_code == 0
     first = invoke(collapsing, "refine", "--budget", "1")
     assert "the budget of 1 is spent" in first.output
+    assert open_store(collapsing / "store").results().empty  # what was looked at in passing is nobody's result
     assert coverage(open_store(collapsing / "store"), Choice())["seed1"] == (3, 17)
     assert invoke(collapsing, "refine", "--budget", "1").exit_code == 0
     assert coverage(open_store(collapsing / "store"), Choice())["seed1"] == (4, 17)
@@ -139,6 +140,16 @@ def test_a_checkpoint_that_cannot_be_had_is_named_and_the_rest_goes_on(collapsin
     assert result.exit_code == 1
     assert "failed: seed1 model_step10" in result.output
     assert coverage(open_store(collapsing / "store"), Choice()) == {"seed1": (3, 17), "seed2": (4, 17)}
+
+
+def test_a_model_that_was_changed_since_is_not_mixed_in(collapsing: Path) -> None:
+    assert ingest(collapsing, "model_step0,model_step160").exit_code == 0
+    models = collapsing / "models.py"
+    models.write_text(models.read_text().replace("ReLU", "Tanh"))
+    result = invoke(collapsing, "refine")
+    assert result.exit_code == 1
+    assert "was ingested with another model" in result.output
+    assert coverage(open_store(collapsing / "store"), Choice())["seed1"] == (2, 17)
 
 
 def test_one_checkpoint_or_an_unknown_metric_ends_in_one_line(collapsing: Path) -> None:

@@ -11,7 +11,7 @@ from synthetic import histories, write_store
 
 import cli
 from replay.opening import open_store
-from replay.scalars import Log, add_logged, give_scalars, read_given, read_logs, trainer_log
+from replay.scalars import Log, add_logged, give_again, give_scalars, read_given, read_logs, trainer_log
 from store.catalog import Store
 from store.commits import RevisionRecord, get_revisions, put_run, put_scalars
 from store.errors import InvalidInput, UnknownRun
@@ -183,6 +183,27 @@ def test_a_file_is_of_the_run_it_says_it_is_of(store: Store, tmp_path: Path) -> 
     assert store.revisions("run1").set_index("revision").loc["step100", "scalars"] == {"acc": 0.5}
 
 
+def test_revisions_that_are_ingested_later_get_what_was_given_before(store: Store, tmp_path: Path) -> None:
+    first = write(tmp_path / "first.csv", "step,loss,lr", *(f"{step},{step / 10},{step}" for step in range(0, 900, 50)))
+    again = write(tmp_path / "again.csv", "step,loss", "700,1", "750,nan", "800,2")
+    give_scalars(store, ["run0"], read_given([f"run0={first}"]))
+    records = [RevisionRecord(f"step{step}", step=step, scalars={"loss": 9.0}) for step in (610, 700, 760)]
+    put_run(store, "run0", source="folder", location="run0", records=records)
+    give_again(store, "run0")
+    found = scalars(store)
+    assert [found[f"step{step}"] for step in (400, 610, 700)] == [
+        {"loss": 40, "lr": 400}, {"loss": 60, "lr": 600}, {"loss": 70, "lr": 700},
+    ]  # fmt: skip
+    for _ in range(2):  # given twice is kept once
+        give_scalars(store, ["run0"], read_given([f"run0={again}"]))
+    put_run(store, "run0", source="folder", location="run0", records=[RevisionRecord("step805", step=805)])
+    give_again(store, "run0")
+    found = scalars(store)
+    expected = [{"loss": 60, "lr": 600}, {"loss": 1, "lr": 700}, {"loss": 75, "lr": 750}, {"loss": 2, "lr": 800}]
+    assert [found[f"step{step}"] for step in (610, 700, 760, 805)] == expected
+    assert scalars(store, "run1")["step100"] == {}
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -255,3 +276,16 @@ def test_scalars_are_added_to_a_replayed_run_without_any_forward_pass(
     assert refused.exit_code == 1
     assert refused.stderr == f"replay: {path} line 3: loss is 'x': expected a number\n"
     assert len(open_store(root).revisions("seed1")) == 5
+
+
+def test_an_ingest_of_further_revisions_takes_the_scalars_that_were_given(
+    family: Path, probe_file: Path, root: Path, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "loss.csv", "step,loss", "0,5.5", "1,5.25", "2,5", "4,4", "8,3")
+    ingest = ["--store", str(root), "ingest", "--path", str(family / "seed1"), "--probes", str(probe_file)]
+    for more in (["--revisions", "last:2", "--scalars", str(path)], ["--revisions", "all"]):
+        done = CliRunner().invoke(cli.main, [*ingest, *more])
+        assert done.exit_code == 0, done.output
+    found = scalars(open_store(root), "seed1")
+    expected = {"step0": 5.5, "step1": 5.25, "step2": 5, "step4": 4, "step8": 3}
+    assert found == {name: {"loss": value} for name, value in expected.items()}

@@ -96,6 +96,28 @@ def test_scalars_of_training_are_series_without_a_layer_and_those_of_faulty_revi
     assert whole.steps.tolist() == STEPS
 
 
+def test_a_step_has_the_scalars_of_the_first_revision_with_some_and_is_never_taken_over_by_another_stage(
+    store: Store,
+) -> None:
+    logged = [
+        ("stage1-step100-tokens1B", 1, {}),
+        ("stage1-step100-tokens2B", 1, {"loss": 5.0}),
+        ("stage1-step200-tokens1B", 1, {"loss": 4.0}),
+        ("stage2-step200-tokens1B", 2, {"loss": 99.0}),
+        ("stage2-step500-tokens1B", 2, {"loss": 2.0}),
+    ]
+    records = [
+        RevisionRecord(name, step=int(name.split("-")[1][4:]), stage=stage, scalars=scalars)
+        for name, stage, scalars in logged
+    ]
+    put_run(store, "run0", source="folder", location="run0", records=records)
+    flag(store, "run0", "stage1-step200-tokens1B")
+    (loss,) = read_series(store, ["loss"], choice=Choice(runs=["run0"]))
+    assert dict(zip(loss.steps, loss.values, strict=True)) == {100: 5.0, 500: 2.0}
+    (whole,) = read_series(store, ["loss"], choice=Choice(runs=["run0"], include_flagged=True))
+    assert dict(zip(whole.steps, whole.values, strict=True)) == {100: 5.0, 200: 4.0, 500: 2.0}
+
+
 def test_series_come_in_the_order_they_are_asked_for_and_once(store: Store) -> None:
     log_loss(store, "run0", dict.fromkeys(STEPS, 1.0))
     found = read_series(store, ["loss", "stable_rank", "loss"], choice=Choice(runs=["run0"], layers=["blocks[0]"]))

@@ -1,5 +1,6 @@
 """The stable rank of weight matrices: that of a full SVD, whatever the spectrum, and kept once for each checkpoint."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -135,11 +136,21 @@ def ranked(tmp_path_factory: pytest.TempPathFactory, family: Path, probe_file: P
     return root
 
 
+def test_checkpoints_that_were_ingested_without_it_are_named(ranked: Path, tmp_path: Path, family: Path) -> None:
+    root = tmp_path / "store"
+    shutil.copytree(ranked, root)
+    probes = Store(root).probe_sets()["name"].item()
+    what = ["--probes", probes, "--layers", "blocks[-1]", "--revisions", "step8"]
+    run("--store", root, "ingest", "--path", family / "seed1", *what)
+    assert stored_ranks(Store(root)).attrs["not_measured_at"] == {"seed1": ["step8"]}
+    assert "1 checkpoints of seed1" in run("--store", root, "analyze", "dimension", "--weights").stderr
+
+
 def test_an_ingest_keeps_the_rank_of_every_matrix_of_every_checkpoint(ranked: Path, family: Path) -> None:
     found = stored_ranks(Store(ranked))
     assert found["run"].values.tolist() == ["seed1"]
     assert found["step"].values.tolist() == [0, 4]
-    assert found.attrs == {"unavailable": [], "not_measured": ["seed2"]}
+    assert found.attrs == {"unavailable": [], "not_measured": ["seed2"], "not_measured_at": {"seed1": []}}
     for step in (0, 4):
         weights = load_file(family / "seed1" / f"step{step}" / "model.safetensors")
         matrices = {name: W for name, W in weights.items() if W.dim() > 1}

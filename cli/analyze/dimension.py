@@ -60,6 +60,9 @@ def _present_weights(asked: Asked, *, as_json: bool, csv: Path | None, plot: Pat
     )
     for run in result.attrs["not_measured"]:
         note(f"left out: {run}: no weights were measured of it: replay ingest --weight-ranks")
+    for run, names in result.attrs["not_measured_at"].items():
+        if names:
+            note(f"not measured: weights of {len(names)} checkpoints of {run}: replay ingest --weight-ranks")
 
 
 def _show_weights(result: "xr.Dataset") -> None:

@@ -1,6 +1,7 @@
 """The dimension of the activations of every run, step and layer."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,15 +131,14 @@ def analyze_dimension(
                     reasons[run, step, layer, measured.reason] = None
                     continue
                 at = selection.runs.index(run), steps.index(step), selection.layers.index(layer)
-                rows = dict(zip(group, measured.numbers.reshape(len(group), 3), strict=True))
+                numbers, said = _unpacked(measured.numbers, group)
                 null = dimension_null(piece.n_probes, piece.width, metrics=asked)
                 for name in asked:
-                    for end, number in zip(("", "_low", "_high"), rows[name], strict=True):
+                    for end, number in zip(("", "_low", "_high"), numbers[name], strict=True):
                         grids[name + end][at] = number
                     grids[f"{name}_null"][at] = np.nan if isinstance(null[name], str) else null[name]
-                undefined = [name for name in asked if np.isnan(rows[name]).any()]
-                for name, reason in _reasons(store.root, piece, undefined):
-                    reasons[run, step, layer, name, reason] = None
+                    if name in said:
+                        reasons[run, step, layer, name, said[name]] = None
         arrays = {name: Array(grid, ("run", "step", "layer")) for name, grid in grids.items()}
         attrs = {
             "n_probes": max(piece.n_probes for piece in cells.values()),
@@ -160,12 +160,15 @@ def _measure(root: Path, slices: Sequence[Slice], *, metrics: Sequence[str]) -> 
 
 
 def _measure_point(root: Path, piece: Slice, metrics: Sequence[str]) -> Numbers:
-    """Give value and interval of each metric; NaN what is undefined, for which `_reasons` has the reason."""
+    """Give value and interval of each metric, NaN what is undefined; then, if any, the reasons as bytes of JSON."""
     try:
         found = dimension_with_doubt(read_point(root, piece), metrics=metrics)
     except InvalidInput as error:
         return str(error)
-    return np.concatenate([_numbers(one) for one in found.values()])
+    said = {name: one if isinstance(one, str) else one.interval for name, one in found.items()}
+    reasons = {name: reason for name, reason in said.items() if isinstance(reason, str)}
+    text = json.dumps(reasons).encode() if reasons else b""
+    return np.concatenate([*(_numbers(one) for one in found.values()), np.frombuffer(text, np.uint8)])
 
 
 def _numbers(found: Estimate | str) -> Any:
@@ -175,7 +178,8 @@ def _numbers(found: Estimate | str) -> Any:
     return np.array([found.value, *interval])
 
 
-def _reasons(root: Path, piece: Slice, metrics: Sequence[str]) -> Iterable[tuple[str, str]]:
-    if metrics:
-        for name, found in dimension_with_doubt(read_point(root, piece), metrics=metrics).items():
-            yield name, str(found if isinstance(found, str) else found.interval)
+def _unpacked(measured: Any, metrics: Sequence[str]) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """Give the numbers of each metric, and the reasons of those that are undefined."""
+    numbers, text = np.split(measured, [3 * len(metrics)])
+    reasons: Mapping[str, str] = json.loads(text.astype(np.uint8).tobytes() or b"{}")
+    return dict(zip(metrics, numbers.reshape(-1, 3), strict=True)), reasons

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["SHARES", "analyze_phases"]
+
+VERSION = 2
+"""Of this result beside its parts, raised when numbers change."""
 
 SHARES = ("share_step", "share_probe", "share_interaction")
 """Parts of the variance of one run, in order."""
@@ -69,6 +72,15 @@ class LayerMap:
     """`AGREEMENT` by positions of run and step, or why it is undefined."""
 
 
+class Mapped(NamedTuple):
+    """What became of one layer."""
+
+    found: LayerMap | str
+    """Its map over the checkpoints that are finite, or why there is none."""
+    unsound: dict[tuple[int, int], str]
+    """Why checkpoints were left out, by positions of run and step."""
+
+
 def analyze_phases(
     store: Store,
     *,
@@ -84,7 +96,8 @@ def analyze_phases(
     A phase is a stretch of checkpoints that a straight line follows better than any smooth curve, in the space where
     the inner product of two checkpoints of a run is their debiased centred kernel alignment: no rotation or scale of
     the activations enters (`replay.geometry.segmentation`). The basis of a layer has the principal components of all
-    checkpoints of all runs, centred by their grand mean; k-means divides the probes of all checkpoints there.
+    checkpoints of all runs, centred by their grand mean; k-means divides the probes of all checkpoints there. A
+    checkpoint whose activations are not finite is left out, as if the run lacked it.
 
     Parameters
     ----------
@@ -139,7 +152,7 @@ def analyze_phases(
     parameters = {**selection.parameters(), "steps": steps, **asked, **describe(measure, gauge), "groups": N_GROUPS}
     inputs = [[run, layer, step, p.point] for (run, layer), path in paths.items() for step, p in path.items()]
     modules = (clusters_module, pooled_pca_module, segmentation_module, subspaces_module)
-    versions = [module.VERSION for module in modules]
+    versions = [VERSION, *(module.VERSION for module in modules)]
     made_from = selection.made_from(steps)
     key = content_key("phases", inputs=inputs, made_from=made_from, versions=versions, **parameters)
     probes = store.probes(selection.capture.probes)
@@ -149,13 +162,14 @@ def analyze_phases(
         kinds = {label for label in labels if label}
         if len(kinds) < 2 or len(kinds) == sum(map(bool, labels)):  # nothing to agree with
             labels = [""] * len(labels)
-        long = {f"phases-{'-'.join(at)}": list(p.values()) for at, p in paths.items() if len(p) >= 2 * SHORTEST}
+        mapped = _maps(store, selection, paths, labels, asked, cluster, advance)
+        sound, reasons = _leave_out(selection, paths, mapped)
+        long = {f"phases-{'-'.join(at)}": list(p.values()) for at, p in sound.items() if len(p) >= 2 * SHORTEST}
         groups = {name: list(combinations(pieces, 2)) for name, pieces in long.items()}
         found = compare_with_doubt(store, groups, measure, gauge, cluster=cluster, advance=advance)
-        turned = _turn(store, paths, subspace, cluster, advance)
-        maps = _maps(store, selection, paths, labels, asked, cluster, advance)
-        made = _Tables(selection, paths, steps, n_probes=len(labels))
-        made.fill_maps(maps, n_components, labelled=any(labels))
+        turned = _turn(store, sound, subspace, cluster, advance)
+        made = _Tables(selection, sound, steps, reasons, n_probes=len(labels))
+        made.fill_maps({layer: of.found for layer, of in mapped.items()}, n_components, labelled=any(labels))
         made.fill_subspaces(turned, subspace, widths)
         made.fill_phases(found, measure)
         attrs = {
@@ -243,11 +257,11 @@ def _maps(
     asked: Mapping[str, Any],
     cluster: Cluster,
     advance: Advance,
-) -> dict[str, LayerMap | str]:
+) -> dict[str, Mapped]:
     """Find the basis and the clusters of each layer, one task a layer."""
-    maps: dict[str, LayerMap | str] = {}
+    maps: dict[str, Mapped] = {}
 
-    def done(layer: str, found: LayerMap | str) -> None:
+    def done(layer: str, found: Mapped) -> None:
         maps[layer] = found
         advance("bases", len(maps), len(selection.layers))
 
@@ -268,6 +282,16 @@ def _maps(
     return maps
 
 
+def _leave_out(selection: Selection, paths: Paths, maps: Mapping[str, Mapped]) -> tuple[Paths, list[list[Any]]]:
+    """Return the paths of the checkpoints that are finite, and why others are left out."""
+    sound, reasons = {}, []
+    for (run, layer), path in paths.items():
+        r, unsound = selection.runs.index(run), maps[layer].unsound
+        sound[run, layer] = {step: piece for t, (step, piece) in enumerate(path.items()) if (r, t) not in unsound}
+        reasons += [[run, step, layer, unsound[r, t]] for t, step in enumerate(path) if (r, t) in unsound]
+    return sound, reasons
+
+
 def _map_layer(
     root: Path,
     runs: Sequence[Sequence[Slice]],
@@ -275,6 +299,27 @@ def _map_layer(
     *,
     n_components: int,
     n_clusters: int | None,
+    dense: bool,
+) -> Mapped:
+    unsound = {}
+    for r, pieces in enumerate(runs):
+        for t, piece in enumerate(pieces):
+            X = read_point(root, piece)
+            if bad := len(X) - int(np.isfinite(X).all(axis=1).sum()):
+                unsound[r, t] = f"left out: activations of {bad} of {len(X)} probes are not finite"
+    finite = [[piece for t, piece in enumerate(pieces) if (r, t) not in unsound] for r, pieces in enumerate(runs)]
+    if not any(finite):
+        return Mapped("no checkpoint has finite activations", unsound)
+    return Mapped(_map_finite(root, finite, labels, n_components, n_clusters, dense=dense), unsound)
+
+
+def _map_finite(
+    root: Path,
+    runs: Sequence[Sequence[Slice]],
+    labels: Sequence[str],
+    n_components: int,
+    n_clusters: int | None,
+    *,
     dense: bool,
 ) -> LayerMap | str:
     def read(members: Sequence[Sequence[Slice]]) -> Iterator[npt.NDArray[np.float32]]:
@@ -291,7 +336,10 @@ def _map_layer(
             within += squares
         except Unavailable:  # all of this run is one constant
             continue
-    scores = [np.array([basis.scores(X) for X in read([pieces])], np.float32) for pieces in runs]
+    scores = [
+        np.array([basis.scores(X) for X in read([pieces])], np.float32).reshape(len(pieces), len(labels), n_components)
+        for pieces in runs
+    ]
     points = np.concatenate([part.reshape(-1, n_components) for part in scores]).astype(np.float64)
     times = np.concatenate([np.repeat(np.arange(len(part)) / len(part), part.shape[1]) for part in scores])
     clusters: Clusters | str
@@ -329,9 +377,17 @@ def _by_run(labels: npt.NDArray[np.intp], scores: Sequence[npt.NDArray[np.float3
 class _Tables:
     """The arrays of the result, filled part by part."""
 
-    def __init__(self, selection: Selection, paths: Paths, steps: Sequence[int], *, n_probes: int) -> None:
+    def __init__(
+        self,
+        selection: Selection,
+        paths: Paths,
+        steps: Sequence[int],
+        reasons: list[list[Any]],
+        *,
+        n_probes: int,
+    ) -> None:
         self.arrays: dict[str, Array] = {}
-        self.reasons: list[list[Any]] = []
+        self.reasons = reasons
         self.phases: list[dict[str, Any]] = []
         self._runs, self._layers, self._steps = selection.runs, selection.layers, list(steps)
         self._paths, self._n_probes = paths, n_probes
@@ -452,7 +508,8 @@ def _segment(pieces: Sequence[Slice], found: Found, measure: Measure) -> list[Bo
     T = len(pieces)
     if T < 2 * SHORTEST:
         segment_path(np.eye(T))  # says why there is none
-    K, without = np.eye(T), np.repeat(np.eye(T)[..., None], N_GROUPS, axis=2)
+    n_groups = min(N_GROUPS, pieces[0].n_probes)
+    K, without = np.eye(T), np.repeat(np.eye(T)[..., None], n_groups, axis=2)
     for i, j in combinations(range(T), 2):
         measured = found[pieces[i].point, pieces[j].point]
         if measured.reason:

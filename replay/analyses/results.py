@@ -1,6 +1,8 @@
 """Results of analyses: found under their key, or made and kept."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,7 +15,9 @@ from store.segments import Array
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Made", "coordinates", "keep_result", "texts"]
+__all__ = ["Made", "coordinates", "in_passing", "keep_result", "texts"]
+
+_IN_PASSING: ContextVar[bool] = ContextVar("in_passing", default=False)
 
 
 class Made(NamedTuple):
@@ -23,6 +27,19 @@ class Made(NamedTuple):
     """Arrays by name; one named like an axis is its coordinate."""
     attrs: dict[str, Any]
     """What is said of the numbers and follows from the key, in plain JSON types."""
+
+
+@contextmanager
+def in_passing() -> Iterator[None]:
+    """Keep no result that is made meanwhile, nor call it the latest: it is what another analysis starts from.
+
+    What was measured for it is kept all the same.
+    """
+    token = _IN_PASSING.set(True)
+    try:
+        yield
+    finally:
+        _IN_PASSING.reset(token)
 
 
 def keep_result(
@@ -35,6 +52,8 @@ def keep_result(
     make: Callable[[], Made],
 ) -> "xr.Dataset":
     """Return the result under ``key``, made and kept first if the store lacks it; it is now the latest of its name.
+
+    See `in_passing` for an exception.
 
     Parameters
     ----------
@@ -52,6 +71,13 @@ def keep_result(
         Computes it.
     """
     about = {**parameters, **remarks}
+    if _IN_PASSING.get():
+        import xarray as xr
+
+        made = make()
+        return xr.Dataset({n: (array.dims, np.asarray(array.values)) for n, array in made.arrays.items()}).assign_attrs(
+            {"analysis": name, **made.attrs, **about}
+        )
     if not use_result(store, key, parameters=about):
         made = make()
         attrs = {"analysis": name, **{k: v for k, v in parameters.items() if k not in made.arrays}, **made.attrs}

@@ -73,6 +73,8 @@ class History:
     """Revisions at a step that another one, with other weights, already holds, or another stage."""
     flagged: dict[str, str] = field(default_factory=dict)
     """Revisions that an audit holds for faulty, and why."""
+    stepless: list[str] = field(default_factory=list)
+    """Revisions of which no step is known."""
 
     def steps(self, layers: Iterable[str]) -> list[int]:
         """Return the steps at which any of ``layers`` is stored, ascending."""
@@ -291,6 +293,8 @@ def _history(store: Store, run: str, capture: CaptureInfo, n_probes: int, *, inc
     branches: dict[int, tuple[int, str | None]] = {}
     for row in store.slices(run, capture, Activation):
         revision = row.Revision
+        if revision.step is None:
+            history.stepless.append(revision.name)
         if revision.step is None or row.level != "probe":
             continue
         # Training order: where stages restart their count, the first keeps the step, even if nothing of it is sound.
@@ -320,6 +324,12 @@ def _branch(revision: Revision) -> tuple[int, str | None]:
 def _shared_layers(histories: Mapping[str, History], wanted: Sequence[str] | None, n_blocks: int | None) -> list[str]:
     per_run = {run: {layer for _, layer in history.slices} for run, history in histories.items()}
     shared = set.intersection(*per_run.values())
+    stepless = {run: history.stepless[0] for run, history in histories.items() if history.stepless}
+    if lost := [run for run in stepless if not per_run[run]]:
+        raise InvalidInput(
+            f"none of the revisions of {', '.join(lost)} has a training step ({stepless[lost[0]]}, for one): ingest "
+            "again with a pattern of their names, --step-regex '(?P<step>…)'"
+        )
     if not shared:
         has = "; ".join(f"{run}: {', '.join(sorted(layers)[:3])}" for run, layers in per_run.items())
         raise UnknownLayer(f"the runs have no pooled layer in common; they have {has or 'none'}")

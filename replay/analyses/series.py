@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay.analyses.measuring import Advance
+from replay.analyses.results import in_passing
 from replay.analyses.selection import Choice, choose_runs
 from replay.geometry.dimension import METRICS
 from replay.jobs import Cluster
+from replay.revisions import parse_step, sort_key
 from store.catalog import Store
 from store.errors import InvalidInput
 from store.names import suggest
@@ -144,7 +146,8 @@ def read_series(
     for members, ask in families:
         wanted = tuple(name for name in metrics if name in members)
         if wanted:
-            result = ask(wanted)
+            with in_passing():
+                result = ask(wanted)
             found |= {name: list(_of_result(result, name)) for name in wanted}
     logged = list(_scalars(store, choice))
     for name in metrics:
@@ -180,12 +183,23 @@ def _of_scalars(logged: Sequence[tuple[str, int, dict[str, float]]], name: str) 
 
 
 def _scalars(store: Store, choice: Choice) -> Iterator[tuple[str, int, dict[str, float]]]:
-    """Give run, step and scalars of each sound revision with a step, in order; the first that has a step keeps it."""
+    """Give run, step and scalars of each sound revision that has both, in order of the steps.
+
+    The first in training order that has scalars gives those of a step; where stages restart their count, the first
+    stage keeps the step, even if nothing of it is sound.
+    """
     for run in choose_runs(store, choice.runs):
-        taken: set[int] = set()
+        branches: dict[int, tuple[int, str | None]] = {}
+        taken: dict[int, dict[str, float]] = {}
         table = store.revisions(run)
-        table = table[table["step"].notna() & (choice.include_flagged | ~table["flagged"].astype(bool))]
-        for step, row in sorted(zip(table["step"], table["scalars"], strict=True), key=lambda pair: int(pair[0])):
-            if int(step) not in taken:
-                taken.add(int(step))
-                yield run, int(step), {n: float(v) if np.isfinite(v) else np.nan for n, v in (row or {}).items()}
+        table = table[table["step"].notna()]
+        stages = table["stage"].fillna(0)
+        columns = [table[column] for column in ("revision", "step", "flagged", "scalars")]
+        for name, step, flagged, row, stage in zip(*columns, stages, strict=True):
+            parsed = parse_step(name)
+            branch = int(stage) or sort_key(name).stage or 1, None if parsed is None else parsed.kind
+            foreign = branches.setdefault(int(step), branch) != branch
+            if row and not foreign and (choice.include_flagged or not flagged):
+                taken.setdefault(int(step), row)
+        for step in sorted(taken):
+            yield run, step, {n: float(v) if np.isfinite(v) else np.nan for n, v in taken[step].items()}

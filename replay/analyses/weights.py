@@ -36,7 +36,8 @@ def weight_ranks(store: Store, choice: Choice | None = None) -> "xr.Dataset":
         Over (run, step, tensor): ``stable_rank``, ||W||_F^2 / s_1^2, uncentred. Over (run, tensor): ``rows`` and
         ``columns`` of the matrix, 0 where a run has none of this name. Coordinates over (run, step): revision, commit
         and weights. NaN where a run has no such step or tensor, or with a reason in ``attrs["unavailable"]`` as [run,
-        step, tensor, reason]. Runs without any are left out and named in ``attrs["not_measured"]``.
+        step, tensor, reason]. Runs without any are left out and named in ``attrs["not_measured"]``, and the revisions
+        of the others without any in ``attrs["not_measured_at"]``.
 
     Raises
     ------
@@ -91,14 +92,20 @@ def weight_ranks(store: Store, choice: Choice | None = None) -> "xr.Dataset":
             "tensor": np.array(tensors, object),
             **{name: (("run", "step"), values) for name, values in about.items()},
         },
-        attrs={"unavailable": reasons, "not_measured": [run for run in chosen if run not in runs]},
+        attrs={
+            "unavailable": reasons,
+            "not_measured": [run for run in chosen if run not in runs],
+            "not_measured_at": {
+                run: [name for name, _, weights in points[run].values() if weights not in known] for run in runs
+            },
+        },
     )
 
 
 def _first_at_each_step(store: Store, run: str, *, include_flagged: bool) -> dict[int, tuple[str, str, str]]:
     """Return revision, commit and weights of the first sound revision at each step."""
     table = store.revisions(run)
-    table = table[table["step"].notna() & table["weights"].notna()]
+    table = table[table["step"].notna() & table["state"].isin(["done", "alias"])]
     if not include_flagged:
         table = table[~table["flagged"].astype(bool)]
     found: dict[int, tuple[str, str, str]] = {}

@@ -89,6 +89,7 @@ def _show_next_steps(store: Path, plot: Path, runs: list[Path]) -> None:
         [*opened, "ls", "revisions", runs[0].name],
         [*opened, "ingest", *paths, "--revisions", "all", "--layers", "embed", "--layers", "final_norm"],
         [*opened, "analyze", "spread", "--alpha", "0", "--csv", str(plot.with_suffix(".csv"))],
+        [*opened, "analyze", "jumps", "--plot", str(plot.with_name("jumps.png"))],
         ["replay", "ingest", "--repo", "EleutherAI/pythia-160m-seed1", "--repo", "EleutherAI/pythia-160m-seed3"],
     ]
     click.echo(f"\nThe plot is {plot}, the store {store}. Next:")

@@ -1,6 +1,6 @@
 """Contrasts: neighbouring windows of a series compared at several scales, each in units of its own robust spread."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,6 +19,9 @@ PER_SCALE = 10
 NEIGHBOURHOOD = 101
 """Comparisons around one that its drift and spread are taken from: this many, or 16 w where that is more."""
 
+TRENDING = 5 * NEIGHBOURHOOD
+"""In a series of so many values or fewer, spreads may have a trend within a neighbourhood."""
+
 UNEVEN = 2.0
 """A grid is uneven when its largest gap is more than this many times its smallest."""
 
@@ -27,6 +30,12 @@ SHARES = ((0.5, 0.6745), (0.8, 1.2816))
 
 N_SIMULATED = 500
 """Simulated series of each kind; the tail beyond them is that of a generalised Pareto law."""
+
+FALL = 0.1
+"""What a spread may fall to over a series, or rise from, as a share, geometrically."""
+
+CLIPPED = (0.1, 0.9)
+"""Quantiles that the logarithms of moduli are clipped to before their trend is taken."""
 
 TAIL = 0.1
 """Share of the simulated maxima that the law is fitted to."""
@@ -61,7 +70,7 @@ def scan(x: Floats, Y: Floats, resolution: float, *, first: list[Scan] | None = 
     Y
         (series, n) values.
     resolution
-        Spread that none is below.
+        Of the values: no spread is below it.
     first
         Another scan whose spreads are taken; made anew if not given.
     """
@@ -69,6 +78,7 @@ def scan(x: Floats, Y: Floats, resolution: float, *, first: list[Scan] | None = 
     even = gaps.max() <= UNEVEN * gaps.min()
     axes = [x] if even else [x, np.log1p(x - min(x[0], 0))]
     least = _least_spread(Y, resolution)
+    ways = _trends if len(x) <= TRENDING else lambda _, growths: growths
     scans = []
     for number, w in enumerate(_scales(len(x))):
         D, width = _contrast(Y - np.median(Y, axis=1, keepdims=True), w), max(NEIGHBOURHOOD, 16 * w)
@@ -79,7 +89,7 @@ def scan(x: Floats, Y: Floats, resolution: float, *, first: list[Scan] | None = 
                 np.maximum.reduce(
                     [
                         least * np.ones_like(rest),
-                        *(_spread(np.abs(rest) / growth, width) * growth for growth in growths),
+                        *(_spread(np.abs(rest) / growth, width) * growth for growth in ways(rest, growths)),
                     ]
                 )
                 for rest in rests
@@ -93,6 +103,20 @@ def scan(x: Floats, Y: Floats, resolution: float, *, first: list[Scan] | None = 
         z = np.where(same & _concentrated(excess, max(w, 2)), np.abs(ratio), 0.0)
         scans.append(Scan(w, excess, spread, z, spreads))
     return scans
+
+
+def _trends(rest: Floats, growths: Sequence[Floats]) -> Iterator[Floats]:
+    """Give each way for a spread to grow, and the same times the geometric trend that the remainders have on it.
+
+    The trend is twice the slope of their logarithms clipped to `CLIPPED`: clipping takes up to half of it, and too much
+    is safe, since the larger spread counts. It goes to `FALL` at most.
+    """
+    place = np.linspace(-0.5, 0.5, rest.shape[1])
+    for growth in growths:
+        yield growth
+        logs = np.log(np.maximum(np.abs(rest) / growth, np.finfo(float).tiny))
+        slope = 2 * np.clip(logs, *np.quantile(logs, CLIPPED, axis=1)[..., None]) @ place / (place @ place)
+        yield growth * np.exp(np.outer(np.clip(slope, np.log(FALL), -np.log(FALL)), place))
 
 
 def _growth(axis: Floats, w: int) -> Floats:
@@ -117,7 +141,7 @@ def _contrast(Y: Floats, w: int) -> Floats:
 def _around(V: Floats, width: int, shares: tuple[float, ...]) -> list[Floats]:
     """Give quantiles of the values around each one, (series, interval) each; of all if they are ``width`` at most."""
     m = V.shape[1]
-    width = min(width, m)
+    width = min(width, m) - 1 | 1  # odd: the median of -V is that of V, negated
     starts = np.unique(np.append(np.arange(0, m - width + 1, max(width // 4, 1)), m - width))
     nearest = np.abs(np.arange(m)[:, None] - (starts + width // 2)).argmin(axis=1)
     ranks = [round(share * (width - 1)) for share in shares]
@@ -136,7 +160,7 @@ def _least_spread(Y: Floats, resolution: float) -> Floats:
     """Give the least spread, (series, 1): rounding, or the unit of counted values, which often repeat the last one."""
     least = np.full((len(Y), 1), max(resolution, np.finfo(float).tiny))
     moves = np.abs(np.diff(Y, axis=1))
-    changing = moves > least
+    changing = moves >= least
     several = changing.sum(axis=1) > 3 + 0.01 * moves.shape[1]
     for row in np.flatnonzero(several & (changing.mean(axis=1) < 0.5)):
         least[row] = moves[row][changing[row]].min() / SHARES[0][1]
@@ -158,37 +182,52 @@ def _concentrated(excess: Floats, distance: int) -> npt.NDArray[np.bool_]:
 def chance(z: float, grid: tuple[float, ...]) -> float:
     """Return the chance that the largest z of a series without jumps on a grid of steps is ``z`` or more.
 
-    It is the larger one of independent noise and of a random walk, each simulated `N_SIMULATED` times.
+    It is the largest one of independent noise and of a random walk, each simulated `N_SIMULATED` times; of a series of
+    up to `TRENDING` values also of both where they shrink to `FALL` over the series, or grow from it.
     """
-    return max(_tail(z, maxima) for maxima in _simulated(grid))
+    return max(law.tail(z) for law in _simulated(grid))
 
 
-def _tail(z: float, maxima: Floats) -> float:
-    """Chance of a maximum of ``z`` or more, by counting, and beyond the most of them by a generalised Pareto law."""
-    n = len(maxima)
-    n_tail = int(TAIL * n)
-    threshold = maxima[-n_tail - 1]
-    if z <= threshold:
-        return float((1 + n - np.searchsorted(maxima, z)) / (n + 1))
+class _Law(NamedTuple):
+    """Of maxima of z: counted, and beyond the most of them a generalised Pareto law."""
+
+    maxima: Floats
+    threshold: float
+    shape: float
+    scale: float
+
+    def tail(self, z: float) -> float:
+        """Chance of a maximum of ``z`` or more."""
+        n = len(self.maxima)
+        if z <= self.threshold:
+            return float((1 + n - np.searchsorted(self.maxima, z)) / (n + 1))
+        return max(TAIL * float(genpareto.sf(z - self.threshold, self.shape, scale=self.scale)), LEAST_P)
+
+
+def _law(maxima: Floats) -> _Law:
+    maxima = np.sort(maxima)
+    n_tail = int(TAIL * len(maxima))
+    threshold = float(maxima[-n_tail - 1])
     over = maxima[-n_tail:] - threshold
     shape, _, scale = genpareto.fit(over, floc=0)
     if shape < 0:  # no end to the tail: an exponential one is the shortest allowed
-        shape, scale = 0.0, float(over.mean())
-    return max(float(n_tail / n * genpareto.sf(z - threshold, shape, scale=scale)), LEAST_P)
+        shape, scale = 0.0, over.mean()
+    return _Law(maxima, threshold, float(shape), float(scale))
 
 
 @lru_cache(maxsize=16)
-def _simulated(grid: tuple[float, ...]) -> tuple[Floats, Floats]:
-    """Ascending maxima of z in series of independent noise, and in random walks, on a grid."""
+def _simulated(grid: tuple[float, ...]) -> tuple[_Law, ...]:
+    """Laws of the largest z in series of independent noise, and in random walks, on a grid; steady and not."""
     x = np.array(grid)
     rng = np.random.default_rng(0)
     gaps = np.diff(x)
     clock = x if gaps.max() <= UNEVEN * gaps.min() else np.log1p(x - min(x[0], 0))
     noise = rng.standard_normal((N_SIMULATED, len(x)))
     moves = rng.standard_normal((N_SIMULATED, len(x) - 1)) * np.sqrt(np.diff(clock))
-    walks = np.concatenate([np.zeros((N_SIMULATED, 1)), np.cumsum(moves, axis=1)], axis=1)
-    return _maxima(x, noise), _maxima(x, walks)
-
-
-def _maxima(x: Floats, Y: Floats) -> Floats:
-    return np.sort(np.max([one.z.max(axis=1) for one in scan(x, Y, 0.0)], axis=0))
+    fall = np.geomspace(1, FALL, len(x))
+    shapes = (np.ones(len(x)), fall, fall[::-1])[: 3 if len(x) <= TRENDING else 1]
+    walks = [np.cumsum(np.pad(moves * shape[1:], ((0, 0), (1, 0))), axis=1) for shape in shapes]
+    return tuple(
+        _law(np.max([one.z.max(axis=1) for one in scan(x, Y, 0.0)], axis=0))
+        for Y in (*(noise * shape for shape in shapes), *walks)
+    )

@@ -146,7 +146,9 @@ class Gram:
         last = self.eigenvalues[: ALPHA_RANKS[1]][-1]
         if sure and error <= ACCURACY * last:
             return s
-        return np.asarray(np.linalg.svd(self.rows, compute_uv=False)[: self.rank], np.float64)
+        # Rows that others were left out of are centred over all of them.
+        rows = self.rows - self.rows.mean(axis=0) if self.centred else self.rows
+        return np.asarray(np.linalg.svd(rows, compute_uv=False)[: self.rank], np.float64)
 
 
 def stable_rank(gram: Gram) -> float:

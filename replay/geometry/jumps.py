@@ -16,7 +16,7 @@ from store.errors import InvalidInput, Unavailable
 
 __all__ = ["FEWEST_POINTS", "VERSION", "Change", "Detection", "detect_jumps"]
 
-VERSION = 1
+VERSION = 2
 """Raised when the numbers change."""
 
 FEWEST_POINTS = 8
@@ -70,7 +70,7 @@ class Detection(NamedTuple):
     """The smallest p, also where it is no change."""
 
 
-def detect_jumps(steps: npt.ArrayLike, values: npt.ArrayLike) -> Detection:
+def detect_jumps(steps: npt.ArrayLike, values: npt.ArrayLike, *, resolution: float = 0) -> Detection:
     """Find the changes of a series that its noise, its random walk and its drift do not explain.
 
     For w = 1, 2, 4, 8, 16 (as long as there are 10 w values) and each interval, D = mean of the w values after it -
@@ -79,12 +79,16 @@ def detect_jumps(steps: npt.ArrayLike, values: npt.ArrayLike) -> Detection:
     spread is the larger of median / 0.67 and 80 % quantile / 1.28 of the remainders' moduli around there, so that up to
     a fifth of them may be jumps. On an uneven grid it is also the larger of one that is the same for all intervals, as
     of noise, and one that grows with √Δln(1 + step), as of a random walk: for any mixture of the two, one of them is no
-    smaller than right. A change counts only where the remainder is at least twice the mean of those at a distance w on
-    either side: a curve is no jump.
+    smaller than right. In up to 505 values it is likewise the larger of these as they are and with a geometric trend
+    over the series, estimated from the remainders and to a tenth at most. A change counts
+    only where the remainder is at least twice the mean of those at a distance w on either side: a curve that w resolves
+    is no jump. One that is done within about a dozen of 154 checkpoints (logistic, exponential, a ramp) is, and the
+    start of a decay such as 1 / (1 + i / c) can be an ``edge``.
 
     The p-value is the chance that the largest of all z = remainder / spread is as large or larger in a series on the
-    same grid of independent noise, or of a random walk, whichever is larger: 500 simulations of each with all the
-    estimates made anew, with a generalised Pareto tail, and none below 1e-6. It is a change where p is at most 0.0005 n
+    same grid of independent noise, or of a random walk, steady or shrinking to a tenth or growing from it, whichever is
+    largest: 500 simulations of each with all the estimates made anew, with a generalised Pareto tail, and none below
+    1e-6. It is a change where p is at most 0.0005 n
     (half a false one in 1,000 values) and 0.05. The laws are normal: a series whose moves have heavy tails has jumps by
     this account. Each change found is taken off and the rest looked at again.
 
@@ -94,6 +98,8 @@ def detect_jumps(steps: npt.ArrayLike, values: npt.ArrayLike) -> Detection:
         (n,) training steps, ascending.
     values
         (n,) finite values.
+    resolution
+        Unit that values are told in, 1 where they are counts; no spread is below it.
 
     Raises
     ------
@@ -113,7 +119,7 @@ def detect_jumps(steps: npt.ArrayLike, values: npt.ArrayLike) -> Detection:
         )
     level = min(LEVEL, LEVEL_PER_POINT * len(y))
     given = y.copy()
-    resolution = PRECISION * float(np.abs(y).max())
+    resolution = max(resolution, PRECISION * float(np.abs(y).max()))
     changes: list[Change] = []
     closed = np.zeros(len(y) - 1, bool)
     smallest = 1.0
@@ -126,7 +132,7 @@ def detect_jumps(steps: npt.ArrayLike, values: npt.ArrayLike) -> Detection:
         smallest = min(smallest, p)
         if p > level or closed.all():
             return Detection(_joined(changes), smallest)
-        change = _take_off(given, y, scans, scans[w].w, i, p, closed)
+        change = _take_off(given, y, scans[0], scans[w], i, p, closed)
         if change:
             changes.append(change)
 
@@ -143,13 +149,14 @@ def _largest(scans: list[Scan], closed: npt.NDArray[np.bool_]) -> tuple[int, int
 
 
 def _take_off(
-    given: Floats, y: Floats, scans: list[Scan], w: int, i: int, p: float, closed: npt.NDArray[np.bool_]
+    given: Floats, y: Floats, unit: Scan, scale: Scan, i: int, p: float, closed: npt.NDArray[np.bool_]
 ) -> Change | None:
-    """Describe the change at interval ``i`` seen at scale ``w``, and remove it from ``y``; None if it is seen again.
+    """Describe the change at interval ``i`` seen at a scale, and remove it from ``y``; None if it is seen again.
 
     What was removed before, the difference to the values ``given``, is added to the levels that are told.
     """
-    unit, removed = scans[0], given - y
+    w, removed = scale.w, given - y
+    drift = float(_means(y, i, i + 1, w) @ (-1, 1) - scale.excess[0, i - w + 1])
     alone = next((k for k in (i, i + 1) if _departs(y, k)), None)
     if alone is not None:
         closed[alone - 1 : alone + 1] = True
@@ -164,14 +171,18 @@ def _take_off(
             closed[seen] = True
             return None
     start, end = _extent(unit.excess[0], unit.spread[0], i)
-    before, after = float(y[max(start - w + 1, 0) : start + 1].mean()), float(y[end : end + w].mean())
+    before, after = map(float, _means(y, start, end, w))
     effect = (after - before) / float(unit.spread[0, i])
-    rise = float(unit.excess[0, start:end].sum()) if w == 1 else after - before
+    rise = float(unit.excess[0, start:end].sum()) if w == 1 else after - before - drift
     y[end:] -= rise
     y[start : end + 1] = np.linspace(y[start], y[end], end - start + 1)
     closed[max(start - w + 1, 0) : end + w - 1] = True
     before, after = before + float(removed[start]), after + float(removed[end])
     return Change("edge" if start == 0 or end == len(y) - 1 else "jump", start, end, before, after, effect, p)
+
+
+def _means(y: Floats, start: int, end: int, w: int) -> Floats:
+    return np.array([y[max(start - w + 1, 0) : start + 1].mean(), y[end : end + w].mean()])
 
 
 def _joined(changes: list[Change]) -> list[Change]:

@@ -14,6 +14,9 @@ __all__ = ["FIXTURES", "Planted", "Score", "plant", "score"]
 N_LONG = 1000
 """Checkpoints of a long series, at every step."""
 
+FALL = 0.1
+"""What noise or moves that shrink fall to, as a share, geometrically."""
+
 SHORT = (0, *(2**i for i in range(10)), *range(768, 2305, 256))
 """Training steps of 18 checkpoints, logarithmic, then linear."""
 
@@ -126,6 +129,15 @@ def _long(values: Floats, jumps: tuple[int, ...] = ()) -> Planted:
     return Planted(np.arange(N_LONG), values, jumps, tolerance=5)
 
 
+def _short(values: Floats) -> Planted:
+    return Planted(100 * np.arange(len(values)), values, (), tolerance=1)
+
+
+def _falling(rng: np.random.Generator, n: int) -> Floats:
+    """Make noise whose spread falls to `FALL`."""
+    return rng.standard_normal(n) * np.geomspace(1, FALL, n)
+
+
 def _planted(rng: np.random.Generator, background: Floats, *, n_jumps: int = 1, size: tuple[float, float]) -> Planted:
     path, places = _steps(rng, size, n_jumps=n_jumps)
     return _long(background + path, places)
@@ -167,8 +179,12 @@ FIXTURES: dict[str, Callable[[np.random.Generator], Planted]] = {
     "random walk": lambda rng: _long(np.cumsum(rng.standard_normal(N_LONG))),
     "steady drift of 10 sd": lambda rng: _long(_noise(rng) + np.linspace(0, 10, N_LONG)),
     "relaxation of 10 sd": lambda rng: _long(_noise(rng) + 10 * np.exp(-np.arange(N_LONG) / 50)),
-    "noise that falls to a tenth": lambda rng: _long(_noise(rng) * np.geomspace(1, 0.1, N_LONG)),
+    "noise that falls to a tenth": lambda rng: _long(_falling(rng, N_LONG)),
     "a history of 154 without a jump": lambda rng: _history(rng, MEDIUM, collapse=False),
     "a history of 18 without a jump": lambda rng: _history(rng, SHORT, collapse=False),
+    "noise that falls to a tenth, 18 checkpoints": lambda rng: _short(_falling(rng, 18)),
+    "noise that falls to a tenth, 30 checkpoints": lambda rng: _short(_falling(rng, 30)),
+    "a walk whose moves shrink to a tenth, 18 checkpoints": lambda rng: _short(np.cumsum(_falling(rng, 18))),
+    "a walk whose moves shrink to a tenth, 30 checkpoints": lambda rng: _short(np.cumsum(_falling(rng, 30))),
 }
 """Kinds of series by what is planted in them; sd is that of the noise, a move that of the walk."""

@@ -35,7 +35,7 @@ VERBS = (
     ("analyze", "spread"), ("analyze", "path"), ("analyze", "spectrum"), ("analyze", "similarity"),
     ("analyze", "similarity", "--across", "steps"), ("analyze", "similarity", "--across", "runs"),
     ("analyze", "embed"), ("analyze", "embed", "--method", "mds"), ("analyze", "multislice"),
-    ("merge", "--strategy", "frobenius_mean"),
+    ("analyze", "dimension"), ("analyze", "phases"), ("merge", "--strategy", "frobenius_mean"),
 )  # fmt: skip
 """Every question of this kind that the command line knows."""
 

@@ -231,7 +231,7 @@ def add_probes(store: Store, probes: ProbeSet | ArrayProbes) -> bool:
 def make_plan(
     store: Store, sources: Sequence[Source], request: IngestRequest, *, advance: Advance | None = None
 ) -> Plan:
-    """Work out what is missing; fetches listings, configs and tokenizers, but no weights.
+    """Work out what is missing; downloads listings, configs and tokenizers, but no weights.
 
     Parameters
     ----------
@@ -249,8 +249,8 @@ def make_plan(
     ReplayError
         If the only source cannot be reached, or none of several; if a selection is wrong, a layer does not exist or the
         probes cannot be used; if no checkpoint of a run fits the factory, or the run was replayed with another model.
-        One of several sources that cannot be reached stands in ``Plan.lost`` instead, a
-        revision that cannot be replayed in ``RunPlan.failed``.
+        One of several sources that cannot be reached stands in ``Plan.lost`` instead, a revision that cannot be
+        replayed in ``RunPlan.failed``.
     """
     probes = request.probes
     plan = Plan(request=request, runs=[], jobs=[])

@@ -176,6 +176,7 @@ def refine(
         if len(history.steps(selection.layers)) < 2:
             raise Unavailable(f"{run} has one checkpoint, and between two something can change: ingest two or more")
     choice = replace(asked.choice, layers=selection.layers, probes=selection.capture.probes)
+    probes = choose_probes(store, selection.capture.probes)
     factories = {run: _factory(store, run) for run in selection.runs}
     sources = {run: _source(store, run, factories[run], asked, report) for run in selection.runs}
     listed = {run: _steps(store, source) for run, source in sources.items()}
@@ -191,7 +192,7 @@ def refine(
             if name is None:
                 continue
             request = IngestRequest(
-                probes=choose_probes(store, selection.capture.probes),
+                probes=probes,
                 revisions=(name,),
                 layers=_stored_layers(selection.histories[run]),
                 max_length=selection.capture.max_length,
@@ -225,17 +226,11 @@ def coverage(store: Store, choice: Choice) -> dict[str, tuple[int, int]]:
 
 
 def _factory(store: Store, run: str) -> ModelFactory | None:
-    """Return what built the models of a run that was ingested with a factory, if it still builds the same."""
+    """Return what built the models of a run that was ingested with a factory; `make_plan` tells if it has changed."""
     for config in sorted({record.config for record in get_revisions(store, run) if record.config and record.weights}):
         known = store.index.fact(factory_key(config))
         if known is not None:
-            factory = read_factory(known["text"], prefix=known["prefix"])
-            if factory.digest != config:
-                raise InvalidInput(
-                    f"{run} was ingested with another model than {known['text']} builds now: restore it, or ingest "
-                    "the folder again under another name"
-                )
-            return factory
+            return read_factory(known["text"], prefix=known["prefix"])
     return None
 
 

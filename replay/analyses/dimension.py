@@ -98,14 +98,7 @@ def analyze_dimension(
     """
     cluster, names = cluster or Cluster(), resolve_metrics(metrics or DEFAULTS, energy=energy)
     selection = select_layers(store, choice or Choice())
-    steps = sorted({step for history in selection.histories.values() for step in history.steps(selection.layers)})
-    cells = {
-        (run, step, layer): history.slices[step, layer]
-        for run, history in selection.histories.items()
-        for step in steps
-        for layer in selection.layers
-        if (step, layer) in history.slices
-    }
+    steps, cells = selection.steps(), selection.cells()
     recipe = {"what": "dimension", "groups": N_GROUPS, "version": VERSION}
     parameters = {**selection.parameters(), "metrics": list(names), "steps": steps}
     inputs = [[*place, piece.point] for place, piece in cells.items()]

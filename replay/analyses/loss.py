@@ -57,7 +57,7 @@ def probe_loss(store: Store, choice: Choice | None = None) -> "xr.Dataset":
     import xarray as xr
 
     selection = select_layers(store, choice or Choice())
-    steps = sorted({step for history in selection.histories.values() for step in history.steps(selection.layers)})
+    steps = selection.steps()
     cells = {
         (run, step): piece.replay
         for run, history in selection.histories.items()

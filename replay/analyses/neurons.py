@@ -121,7 +121,7 @@ def analyze_neurons(
     cluster = cluster or Cluster()
     selection = select_layers(store, choice or Choice())
     paths = selection.paths()
-    steps = sorted({step for path in paths.values() for step in path})
+    steps = selection.steps()
     compared = compared_steps(store, selection, before, after, around)
     parameters = {**selection.parameters(), "steps": steps, "compared": compared, "given": nonlinearity}
     inputs = [[run, layer, step, p.point] for (run, layer), path in paths.items() for step, p in path.items()]

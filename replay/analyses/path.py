@@ -102,7 +102,7 @@ def analyze_path(
             f"a path needs {1 + REACH} checkpoints or more, and {longest[0]} has {len(paths[longest])}: ingest more "
             "revisions, or choose other runs with --runs"
         )
-    steps = sorted({step for path in paths.values() for step in path})
+    steps = selection.steps()
     parameters = {**selection.parameters(), "steps": steps, **describe(measure, gauge), "groups": N_GROUPS}
     inputs = [[run, layer, step, p.point] for (run, layer), path in paths.items() for step, p in path.items()]
     versions = [spread_module.VERSION, paths_module.VERSION]

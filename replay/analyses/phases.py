@@ -144,7 +144,7 @@ def analyze_phases(
     selection = select_layers(store, choice or Choice())
     paths = selection.paths()
     _check(paths, n_components, n_clusters, subspace, cluster)
-    steps = sorted({step for path in paths.values() for step in path})
+    steps = selection.steps()
     measure, gauge = find_measure("cka"), DiffusionGauge()
     widths = {layer: next(iter(paths[selection.runs[0], layer].values())).width for layer in selection.layers}
     iterated = [layer for layer, width in widths.items() if dense_bytes(width) > cluster.task_memory]

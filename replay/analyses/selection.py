@@ -124,6 +124,20 @@ class Selection:
                 error.add_note(_left_out(self.histories))
             raise
 
+    def steps(self) -> list[int]:
+        """Return the steps at which any run has any of the layers, ascending."""
+        return sorted({step for history in self.histories.values() for step in history.steps(self.layers)})
+
+    def cells(self) -> dict[tuple[str, int, str], Slice]:
+        """Return the points by run, step and layer, in this order."""
+        return {
+            (run, step, layer): history.slices[step, layer]
+            for run, history in self.histories.items()
+            for step in history.steps(self.layers)
+            for layer in self.layers
+            if (step, layer) in history.slices
+        }
+
     def paths(self) -> dict[tuple[str, str], dict[int, Slice]]:
         """Return the points of each run and layer by step, ascending."""
         return {

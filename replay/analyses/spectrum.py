@@ -78,14 +78,7 @@ def analyze_spectrum(
         raise InvalidInput(f"a spectrum needs k and t of at least 1, not k={k} and t={t}")
     gauge, cluster = gauge or DiffusionGauge(), cluster or Cluster()
     selection = select_layers(store, choice or Choice())
-    steps = sorted({step for history in selection.histories.values() for step in history.steps(selection.layers)})
-    cells = {
-        (run, step, layer): history.slices[step, layer]
-        for run, history in selection.histories.items()
-        for step in steps
-        for layer in selection.layers
-        if (step, layer) in history.slices
-    }
+    steps, cells = selection.steps(), selection.cells()
     n_probes = max(piece.n_probes for piece in cells.values())
     recipe = {
         "what": "spectra",
